@@ -1,0 +1,35 @@
+"""Trains a model: python train.py --config=configs/quickstart.py --workdir=runs/quickstart.
+
+The same command again resumes. Any field of the config can be set beside it, as in
+--config.model.num_layers=3.
+"""
+
+import re
+
+from absl import flags
+from ml_collections import config_flags
+
+from transformer_jax import command_line
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "File whose get_config() is the run.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: made, or resumed from.")
+_PROFILE_STEPS = flags.DEFINE_string(
+    "profile_steps", "", "FIRST:LAST steps to trace with jax.profiler into WORKDIR/profile."
+)
+flags.mark_flags_as_required(["config", "workdir"])
+flags.register_validator(
+    "profile_steps",
+    lambda value: not value or re.fullmatch(r"\d+:\d+", value),
+    "two step numbers were wanted, as in --profile_steps=10:20",
+)
+
+
+def main(_) -> int:
+    from transformer_jax.training.loop import train
+
+    steps = tuple(int(step) for step in _PROFILE_STEPS.value.split(":") if step)
+    return train(_CONFIG.value, _WORKDIR.value, steps or None)
+
+
+if __name__ == "__main__":
+    command_line.run(main)

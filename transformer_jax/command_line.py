@@ -1,0 +1,111 @@
+"""How the command lines start, and how they end: in one sentence where the user erred."""
+
+import logging
+import os
+import pathlib
+import re
+import sys
+from collections.abc import Callable, Sequence
+
+import jax
+from absl import app, flags
+from absl import logging as absl_logging
+
+from transformer_jax.config import unknown_field
+
+USAGE_ERROR, FAILURE = 2, 1
+
+
+def run(main: Callable[[Sequence[str]], int | None]) -> None:
+    """Parses the flags, runs `main`, and exits: `app.run` whose errors are one sentence.
+
+    ValueError and OSError are the user's to mend and are told in a sentence; any other
+    exception is a defect of ours and keeps its traceback.
+    """
+    cache_compilations()
+
+    def main_or_sentence(argv: Sequence[str]) -> int | None:
+        _log_to_stderr()
+        try:
+            if len(argv) > 1:
+                _end(f"unexpected argument {argv[1]!r}; options are --name=value", USAGE_ERROR)
+            return main(argv)
+        except BrokenPipeError:
+            # The reader of our output has left: nothing to say, and nowhere to say it.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return FAILURE
+        except KeyboardInterrupt:
+            _end("interrupted", 130)
+        except OSError as error:
+            where = f"{error.filename}: " if error.filename else ""
+            _end(f"{where}{error.strerror or error}", FAILURE)
+        except ValueError as error:
+            _end(str(error), FAILURE)
+
+    app.run(main_or_sentence, flags_parser=_parse_flags)
+
+
+def _log_to_stderr() -> None:
+    """Our own messages, bare; of the libraries' only what went wrong.
+
+    Orbax and TensorFlow Datasets tell each step of theirs through absl, which `app.run`
+    has put in charge of all logging.
+    """
+    absl_logging.set_verbosity(absl_logging.ERROR)
+    logging.basicConfig(stream=sys.stderr, level=logging.ERROR, format="%(message)s", force=True)
+    logging.getLogger("transformer_jax").setLevel(logging.INFO)
+
+
+def cache_compilations() -> None:
+    """Keeps compiled programs on disk, so that a restart does not compile them again.
+
+    In $JAX_COMPILATION_CACHE_DIR, or transformer_jax/ of the user's cache folder.
+    """
+    if not jax.config.jax_compilation_cache_dir:
+        home = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
+        jax.config.update(
+            "jax_compilation_cache_dir", str(pathlib.Path(home) / "transformer_jax" / "jax")
+        )
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+def _parse_flags(argv: Sequence[str]) -> list[str]:
+    try:
+        return flags.FLAGS(list(argv))
+    except flags.UnrecognizedFlagError as error:
+        if error.flagname.startswith("config."):
+            _end(unknown_field(error.flagname), USAGE_ERROR)
+        _end(str(error), USAGE_ERROR)
+    except flags.Error as error:
+        _end(" ".join(str(error).split()), USAGE_ERROR)
+    except (AttributeError, KeyError) as error:
+        # How ml_collections tells of --config.a.b for which there is no field.
+        _end(_no_such_field(argv) or f"config: {error}", USAGE_ERROR)
+    except (OSError, ValueError, TypeError, ImportError, SyntaxError) as error:
+        _end(_no_such_file(argv) or f"config: {' '.join(str(error).split())}", USAGE_ERROR)
+
+
+def _no_such_field(argv: Sequence[str]) -> str:
+    from transformer_jax.config import Config
+
+    for argument in argv:
+        if match := re.match(r"--?(config\.[\w.]+)", argument):
+            node = Config()
+            for part in match[1].split(".")[1:]:
+                if not hasattr(node, part):
+                    return unknown_field(match[1])
+                node = getattr(node, part)
+    return ""
+
+
+def _no_such_file(argv: Sequence[str]) -> str:
+    for argument in argv:
+        match = re.match(r"--?config=([^:]+)", argument)
+        if match and not pathlib.Path(match[1]).is_file():
+            return f"there is no config file {match[1]}"
+    return ""
+
+
+def _end(sentence: str, status: int) -> None:
+    print(f"error: {sentence}", file=sys.stderr)
+    sys.exit(status)

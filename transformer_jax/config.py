@@ -1,0 +1,214 @@
+"""The configuration of a run: typed dataclasses, their validation, and JSON both ways.
+
+The dataclasses are the schema. Values are scalars only, 0 or "" meaning off, so that
+every field can be set from a command line as `--config.section.field=value`.
+"""
+
+import dataclasses
+import difflib
+import json
+from collections.abc import Iterator
+from typing import Any
+
+
+def _choice(default: str, *choices: str):
+    return dataclasses.field(default=default, metadata={"choices": choices})
+
+
+def _number(default, least, most=float("inf")):
+    """A number in [least, most]."""
+    return dataclasses.field(default=default, metadata={"range": (least, most)})
+
+
+@dataclasses.dataclass
+class ModelConfig:
+    """The model; the defaults are the paper's base model (its Table 3)."""
+
+    kind: str = _choice("transformer", "transformer")
+    num_layers: int = _number(6, 1)  # of the encoder, and as many of the decoder
+    model_dim: int = _number(512, 2)
+    num_heads: int = _number(8, 1)
+    feed_forward_dim: int = _number(2048, 1)
+    dropout_rate: float = _number(0.1, 0.0, 0.999)
+    norm: str = _choice("post", "post", "pre")  # layer norm after or before each sub-layer
+    activation: str = _choice("relu", "relu", "gelu", "silu")
+    attention_bias: bool = False
+    output_bias: bool = False
+    dtype: str = _choice("float32", "float32", "bfloat16")  # of the computation
+
+
+@dataclasses.dataclass
+class DataConfig:
+    """Corpora, each one string: text:PREFIX, tfds:NAME:SPLIT or numbers:SPLIT."""
+
+    train: str = ""
+    valid: str = ""
+    test: str = ""
+    source_language: str = "en"
+    target_language: str = "de"
+    vocab_size: int = _number(8000, 8)
+    vocabulary: str = ""  # a SentencePiece model to use instead of training one
+    vocabulary_kind: str = _choice("unigram", "unigram", "bpe")
+    max_length: int = _number(128, 2)  # tokens a side, with the end symbol; longer: left out
+    max_pairs: int = _number(0, 0)  # of the training corpus; 0 = all
+    num_buckets: int = _number(6, 1)  # lengths that batches are padded to
+    tokens_per_batch: int = _number(4096, 1)  # a side, padding included, per update
+
+
+@dataclasses.dataclass
+class OptimizerConfig:
+    """Adam and its schedule; the defaults are the paper's (section 5.3)."""
+
+    schedule: str = _choice("rsqrt", "rsqrt", "cosine")
+    learning_rate: float = _number(0.0, 0.0)  # at the end of warm-up; 0 = the paper's
+    warmup_steps: int = _number(4000, 1)
+    beta1: float = _number(0.9, 0.0, 0.999999)
+    beta2: float = _number(0.98, 0.0, 0.999999)
+    epsilon: float = _number(1e-9, 0.0)
+    clip_norm: float = _number(0.0, 0.0)  # largest global norm of the gradient; 0 = off
+
+
+@dataclasses.dataclass
+class TrainingConfig:
+    """Length of the run and what happens on the way; intervals in optimiser updates."""
+
+    num_steps: int = _number(100_000, 1)
+    log_every: int = _number(100, 1)
+    eval_every: int = _number(5000, 0)  # 0 = only at the end
+    eval_sentences: int = _number(500, 0)  # translated for BLEU at each evaluation; 0 = all
+    save_every: int = _number(1000, 1)
+    keep_checkpoints: int = _number(5, 1)  # the latest, beside the best
+    best_metric: str = _choice("bleu", "bleu", "loss")
+    patience: int = _number(0, 0)  # evaluations without a better one before stopping; 0 = off
+    label_smoothing: float = _number(0.1, 0.0, 0.999)
+    accumulate_steps: int = _number(1, 1)  # pieces that an update's batch is computed in
+    init_from: str = ""  # another run's workdir, whose parameters this one starts from
+
+
+@dataclasses.dataclass
+class DecodingConfig:
+    """Search (section 6.1)."""
+
+    beam_size: int = _number(4, 1, 64)  # 1 = greedy
+    length_penalty: float = _number(0.6, 0.0)  # GNMT's alpha
+    max_length: int = _number(256, 2)  # tokens read of a line, and of its translation
+    rows: int = _number(32, 8)  # sentences translated at once; a multiple of 8
+
+
+@dataclasses.dataclass
+class Config:
+    """All that a run is made of; kept as config.json in its workdir."""
+
+    seed: int = _number(0, 0, 2**31 - 1)
+    model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
+    training: TrainingConfig = dataclasses.field(default_factory=TrainingConfig)
+    decoding: DecodingConfig = dataclasses.field(default_factory=DecodingConfig)
+
+    def validate(self) -> "Config":
+        """Returns itself, or raises ValueError naming the field, its value and what it takes."""
+        for name, field, value in _leaves(self):
+            _check(name, field, value)
+        model = self.model
+        if model.model_dim % model.num_heads:
+            raise ValueError(
+                f"config.model.num_heads={model.num_heads} does not divide "
+                f"config.model.model_dim={model.model_dim}; heads share the width equally"
+            )
+        if model.model_dim % 2:
+            raise ValueError(
+                f"config.model.model_dim={model.model_dim} is odd; sinusoidal positions come in "
+                "pairs of dimensions"
+            )
+        if self.data.tokens_per_batch < self.data.max_length:
+            raise ValueError(
+                f"config.data.tokens_per_batch={self.data.tokens_per_batch} is less than "
+                f"config.data.max_length={self.data.max_length}: the longest pair fits no batch"
+            )
+        if self.decoding.rows % 8:
+            raise ValueError(
+                f"config.decoding.rows={self.decoding.rows} is not a multiple of 8, which exact "
+                "decoding needs"
+            )
+        return self
+
+    def to_json(self) -> str:
+        """The configuration as JSON text."""
+        return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> "Config":
+        """The configuration that `to_json` wrote; ValueError on anything else."""
+        return _build(cls, json.loads(text), "config").validate()
+
+
+# What may change when a run goes on: lengths and intervals, decoding, and paths (the
+# vocabulary is kept in the workdir, and a training corpus of other content is refused).
+RESUMABLE = frozenset(
+    f"config.training.{name}"
+    for name in (
+        "num_steps log_every eval_every eval_sentences save_every keep_checkpoints patience "
+        "init_from"
+    ).split()
+) | frozenset(f"config.data.{name}" for name in "train valid test vocabulary".split())
+
+
+def differences(old: Config, new: Config) -> list[str]:
+    """The fields, as "name: old -> new", that keep `new` from going on with a run of `old`."""
+    return [
+        f"{name}: {before!r} -> {after!r}"
+        for (name, _, before), (_, _, after) in zip(_leaves(old), _leaves(new))
+        if before != after and name not in RESUMABLE and not name.startswith("config.decoding.")
+    ]
+
+
+def unknown_field(name: str) -> str:
+    """One sentence about a field that does not exist, with the nearest names that do."""
+    names = [leaf for leaf, _, _ in _leaves(Config())]
+    last = {leaf.rsplit(".")[-1]: leaf for leaf in names}
+    near = difflib.get_close_matches(name, names, n=3, cutoff=0.6)
+    near += [last[n] for n in difflib.get_close_matches(name.rsplit(".")[-1], last, n=2)]
+    near = list(dict.fromkeys(near))[:3]
+    hint = f"; did you mean {' or '.join(near)}?" if near else ""
+    return f"there is no field {name}{hint}"
+
+
+def _leaves(node: Any, prefix: str = "config") -> Iterator[tuple[str, dataclasses.Field, Any]]:
+    for field in dataclasses.fields(node):
+        name, value = f"{prefix}.{field.name}", getattr(node, field.name)
+        if dataclasses.is_dataclass(field.type):
+            yield from _leaves(value, name)
+        else:
+            yield name, field, value
+
+
+def _check(name: str, field: dataclasses.Field, value: Any) -> None:
+    # A float field takes an int; bool is an int to Python, but not to a reader.
+    wanted = (int, float) if field.type is float else field.type
+    if not isinstance(value, wanted) or isinstance(value, bool) != (field.type is bool):
+        raise ValueError(f"{name}={value!r} is not of type {field.type.__name__}")
+    choices = field.metadata.get("choices")
+    if choices and value not in choices:
+        raise ValueError(f"{name}={value!r} is not one of {', '.join(choices)}")
+    least, most = field.metadata.get("range", (None, None))
+    if least is not None and not least <= value <= most:
+        bound = f"at least {least}" if most == float("inf") else f"from {least} to {most}"
+        raise ValueError(f"{name}={value!r} must be {bound}")
+
+
+def _build(cls: type, values: Any, name: str) -> Any:
+    if not isinstance(values, dict):
+        raise ValueError(f"{name} is {values!r}, not a group of fields")
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    for key in values:
+        if key not in fields:
+            raise ValueError(unknown_field(f"{name}.{key}"))
+    return cls(
+        **{
+            key: _build(fields[key].type, value, f"{name}.{key}")
+            if dataclasses.is_dataclass(fields[key].type)
+            else value
+            for key, value in values.items()
+        }
+    )

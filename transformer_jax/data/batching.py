@@ -1,0 +1,129 @@
+"""Batches of static shape from a token store, by length buckets and a budget of tokens.
+
+`Batches.batch_at(step)` is a pure function of (store, settings, seed, step): the data
+state of a run is the number of its step.
+"""
+
+import functools
+from typing import NamedTuple
+
+import numpy as np
+
+from transformer_jax.data.token_store import Side, TokenStore
+from transformer_jax.data.vocabulary import BOS, PAD
+from transformer_jax.model.masks import Tokens
+
+
+class Batch(NamedTuple):
+    """Sentence pairs, int32. source: [B, S] each; target: [B, T + 1] each, from start symbol
+    to end symbol, so that inputs and labels of teacher forcing are T long."""
+
+    source: Tokens
+    target: Tokens
+
+
+class Bucket(NamedTuple):
+    """Pairs whose longer side has at most `length` tokens, in batches of `rows`."""
+
+    length: int
+    rows: int
+    pairs: np.ndarray  # indices into the store
+    num_batches: int
+
+
+def bucket_lengths(lengths: np.ndarray, num_buckets: int) -> list[int]:
+    """The `num_buckets` (or fewer) lengths that pad least, by dynamic programming.
+
+    Args:
+      lengths: [pairs] tokens of each pair's longer side.
+      num_buckets: most lengths returned; the last one is the longest of `lengths`.
+    """
+    counts = np.bincount(lengths)
+    longest = len(counts) - 1
+    before = np.concatenate([[0], np.cumsum(counts)])  # pairs shorter than n
+    # cost[n]: least places that hold all pairs up to length n in the buckets used so far.
+    cost = np.where(np.arange(longest + 1) == 0, 0.0, np.inf)
+    choices = []
+    for _ in range(num_buckets):
+        # [n, m]: all up to length m as before, and those above it padded to n.
+        ends = np.arange(longest + 1)
+        padded = cost[None, :] + ends[:, None] * (before[ends + 1][:, None] - before[ends + 1][None])
+        padded = np.where(ends[None, :] <= ends[:, None], padded, np.inf)
+        choices.append(padded.argmin(axis=1))
+        cost = padded.min(axis=1)
+    result, end = [], longest
+    for choice in reversed(choices):
+        if end and choice[end] != end:
+            result.append(int(end))
+        end = choice[end]
+    return sorted(result)
+
+
+class Batches:
+    """Every pair of a store once an epoch, in batches of one of few static shapes.
+
+    Each batch has about `tokens_per_batch` places a side, so steps cost about the same
+    whatever their bucket. The last batch of a bucket in an epoch may hold empty rows.
+    """
+
+    def __init__(
+        self, store: TokenStore, *, tokens_per_batch: int, num_buckets: int, seed: int | None
+    ):
+        """`seed=None` keeps one fixed order, shortest first, for evaluation."""
+        if not len(store):
+            raise ValueError("no pair is left to make a batch of")
+        self.store, self.seed = store, seed
+        longer = np.maximum(store.source.lengths, store.target.lengths)
+        self.buckets, shorter = [], 0
+        for length in bucket_lengths(longer, num_buckets):
+            pairs = np.flatnonzero((longer > shorter) & (longer <= length))
+            rows = max(tokens_per_batch // length, 1)
+            self.buckets.append(Bucket(length, rows, pairs, -(-len(pairs) // rows)))
+            shorter = length
+        # (bucket, number within it) of each batch of an epoch.
+        self._schedule = np.array(
+            [(b, i) for b, bucket in enumerate(self.buckets) for i in range(bucket.num_batches)]
+        )
+
+    @property
+    def batches_per_epoch(self) -> int:
+        """Batches that hold every pair once."""
+        return len(self._schedule)
+
+    @functools.lru_cache(maxsize=1)  # noqa: B019  one epoch's order, for a run's one instance
+    def _epoch(self, epoch: int) -> tuple[np.ndarray, list[np.ndarray]]:
+        """The order of an epoch: its batches, and the pairs of each bucket."""
+        if self.seed is None:
+            return self._schedule, [bucket.pairs for bucket in self.buckets]
+        random = np.random.default_rng([self.seed, epoch])
+        return (
+            random.permutation(self._schedule),
+            [random.permutation(bucket.pairs) for bucket in self.buckets],
+        )
+
+    def batch_at(self, step: int) -> Batch:
+        """The batch of a step; steps beyond an epoch go on with the next one."""
+        epoch, index = divmod(step, self.batches_per_epoch)
+        schedule, orders = self._epoch(epoch)
+        number, start = schedule[index]
+        bucket = self.buckets[number]
+        pairs = orders[number][start * bucket.rows : (start + 1) * bucket.rows]
+        return make_batch(self.store, pairs, bucket.rows, bucket.length)
+
+
+def make_batch(store: TokenStore, pairs: np.ndarray, rows: int, length: int) -> Batch:
+    """Pairs of the store as rows padded to `length` a side; missing rows are empty."""
+    return Batch(
+        pad_rows([store.source[i] for i in pairs], rows, length),
+        pad_rows([np.concatenate([[BOS], store.target[i]]) for i in pairs], rows, length + 1),
+    )
+
+
+def pad_rows(sentences: list, rows: int, length: int) -> Tokens:
+    """Sentences as Tokens [rows, length], one a row; rows without a sentence are padding."""
+    ids = np.full((rows, length), PAD, np.int32)
+    segments = np.zeros((rows, length), np.int32)
+    for row, sentence in enumerate(sentences):
+        ids[row, : len(sentence)] = sentence
+        segments[row, : len(sentence)] = 1
+    return Tokens(ids, np.tile(np.arange(length, dtype=np.int32), (rows, 1)), segments)

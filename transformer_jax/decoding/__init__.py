@@ -1,0 +1,1 @@
+"""Search over the model protocol, and translation from text to text."""

@@ -1,0 +1,1 @@
+"""The models, behind one protocol; pure functions of arrays inside."""

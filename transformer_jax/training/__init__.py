@@ -1,0 +1,1 @@
+"""The train step, its schedule and optimiser, checkpoints and the loop."""

@@ -1,0 +1,147 @@
+"""The training loop: step, evaluate, save, stop; then score the test corpus."""
+
+import contextlib
+import json
+import logging
+import os
+import pathlib
+import sys
+import time
+from collections.abc import Iterator
+
+import jax
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from transformer_jax.config import Config
+from transformer_jax.data.corpus import read_corpus
+from transformer_jax.decoding.translator import Translator
+from transformer_jax.evaluation import score_translator
+from transformer_jax.training.interrupt import Interrupt, Interrupted
+from transformer_jax.training.trainer import Trainer
+
+logger = logging.getLogger(__name__)
+
+TEST_FILE = "test.json"
+_SAMPLES = 5  # translations shown beside their references at the end
+
+
+def train(
+    config: Config, workdir: str | os.PathLike, profile_steps: tuple[int, int] | None = None
+) -> int:
+    """Trains until the config's last step, going on where an earlier call stopped.
+
+    Args:
+      config: of the run.
+      workdir: all that the run leaves: config, vocabulary, checkpoints, metrics.
+      profile_steps: first and last step of a `jax.profiler` trace in workdir/profile.
+
+    Returns:
+      The exit status: 0 at the end, 128 + its number after a signal.
+
+    Raises:
+      ValueError, OSError: what the user can mend, in one sentence.
+    """
+    start = time.monotonic()
+    with Interrupt() as interrupt:
+        with _progress_bar() as bar, contextlib.closing(
+            Trainer(config, workdir, on_report=lambda *report: _show(bar, *report))
+        ) as trainer:
+            run_to_end(trainer, interrupt, bar, profile_steps)
+            step = trainer.step
+        if interrupt.signal:
+            logger.warning(
+                "stopped by %s: saved at step %d; the same command goes on from there",
+                interrupt.signal.name,
+                step,
+            )
+            return 128 + interrupt.signal
+    logger.info("trained to step %d in %.0f s", step, time.monotonic() - start)
+    if config.data.test:
+        _test(config, pathlib.Path(workdir))
+    print(
+        f"To translate: python decode.py --workdir={workdir} < FILE   (a sentence a line)",
+        flush=True,
+    )
+    return 0
+
+
+def run_to_end(
+    trainer: Trainer, interrupt: Interrupt, bar: tqdm, profile_steps: tuple[int, int] | None
+) -> None:
+    """Runs until the last step, the end of patience, or the user's wish; saves on the way."""
+    training, saved = trainer.config.training, trainer.step
+    bar.reset(total=training.num_steps)
+    bar.update(trainer.step)
+    trainer.meter.start_clock()
+    first, last = profile_steps or (-1, -1)
+    while True:
+        step, score = trainer.step, None
+        at_end = step >= training.num_steps
+        due = at_end or (step > 0 and training.eval_every and step % training.eval_every == 0)
+        if due and trainer.progress.evaluated < step:
+            trainer.settle()
+            trainer.meter.stop_clock()
+            with contextlib.suppress(Interrupted):
+                score = trainer.evaluate(interrupt.check)
+        progress = trainer.progress
+        out_of_patience = training.patience and progress.worse >= training.patience
+        ends = bool(at_end or out_of_patience or interrupt.signal)
+        is_best = score is not None and progress.worse == 0
+        if ends or is_best or step % training.save_every == 0:
+            if step != saved or score is not None:
+                trainer.meter.stop_clock()
+                trainer.save(score)
+                saved = step
+        if ends:
+            if out_of_patience and not at_end:
+                logger.info("no better validation in %d evaluations: stopping", progress.worse)
+            return
+        trainer.meter.start_clock()
+        if step == first:
+            jax.profiler.start_trace(str(trainer.workdir / "profile"))
+        trainer.advance()
+        if step == last:
+            trainer.settle()
+            jax.profiler.stop_trace()
+        bar.update()
+
+
+@contextlib.contextmanager
+def _progress_bar() -> Iterator[tqdm]:
+    """A bar on stderr, where log lines do not break it; redrawn seldom where nobody looks."""
+    live = sys.stderr.isatty()
+    with tqdm(unit="step", dynamic_ncols=True, mininterval=0.5 if live else 30, delay=1) as bar:
+        with logging_redirect_tqdm([logging.getLogger()]):
+            yield bar
+
+
+def _show(bar: tqdm, step: int, report: dict[str, float]) -> None:
+    """A report as a line, and its main figures beside the bar."""
+    logger.info(
+        "step %d: loss %.4f, perplexity %.2f, accuracy %.3f, probability %.3f, learning rate "
+        "%.2e, gradient norm %.2f, %.0f target tokens/s, padding %.1f %%, %.0f s left",
+        step,
+        *(report[n] for n in "loss perplexity accuracy probability learning_rate".split()),
+        report["gradient_norm"],
+        report["target_tokens_per_s"],
+        100 * report["padding"],
+        report["seconds_left"],
+    )
+    bar.set_postfix_str(f"loss {report['loss']:.3f}", refresh=False)
+
+
+def _test(config: Config, workdir: pathlib.Path) -> None:
+    """Scores the best checkpoint on the test corpus; keeps the scores and shows samples."""
+    data = config.data
+    pairs = list(read_corpus(data.test, data.source_language, data.target_language))
+    scores, translations = score_translator(Translator.from_workdir(workdir), pairs)
+    (workdir / TEST_FILE).write_text(json.dumps(scores) + "\n")
+    for pair, translation in list(zip(pairs, translations))[:_SAMPLES]:
+        print(f"source      {pair.source}")
+        print(f"translation {translation.text}")
+        print(f"reference   {pair.target}\n")
+    print(
+        f"{data.test}: BLEU {scores['bleu']:.2f}, chrF {scores['chrf']:.2f}, exact match "
+        f"{scores['exact_match']:.1%} of {scores['sentences']} ({scores['seconds']:.0f} s)"
+    )

@@ -1,0 +1,108 @@
+"""What a run reports: means over the steps since the last report, kept as JSON lines."""
+
+import json
+import math
+import pathlib
+import time
+from typing import Any
+
+from transformer_jax.training.loss import Sums
+
+FILE = "metrics.jsonl"
+
+
+class Meter:
+    """Sums over steps, turned into means at each report.
+
+    Its `sums` belong into a checkpoint: a run that is resumed between two reports then
+    reports what an uninterrupted one would. Its clock counts training alone.
+    """
+
+    def __init__(self, sums: dict[str, float] | None = None):
+        self.sums = dict(sums or dict.fromkeys(Sums._fields, 0.0))
+        self._seconds, self._tokens, self._steps = 0.0, 0.0, 0
+        self._since: float | None = None
+
+    def start_clock(self) -> None:
+        """Training goes on; nothing happens where it did not pause."""
+        if self._since is None:
+            self._since = time.monotonic()
+
+    def stop_clock(self) -> None:
+        """Training pauses, for an evaluation, say."""
+        if self._since is not None:
+            self._seconds += time.monotonic() - self._since
+        self._since = None
+
+    def add(self, metrics: dict[str, Any]) -> None:
+        """Adds the sums of one step."""
+        for name in self.sums:
+            self.sums[name] += float(metrics[name])
+        self._tokens += float(metrics["tokens"])
+        self._steps += 1
+
+    def report(self) -> dict[str, float]:
+        """Means since the last report, and the speed; begins anew."""
+        self.stop_clock()
+        self.start_clock()
+        report = means(self.sums) | {
+            "target_tokens_per_s": self._tokens / max(self._seconds, 1e-9),
+            "seconds_per_step": self._seconds / max(self._steps, 1),
+        }
+        self.sums = dict.fromkeys(self.sums, 0.0)
+        self._seconds, self._tokens, self._steps = 0.0, 0.0, 0
+        return report
+
+
+def means(sums: dict[str, float]) -> dict[str, float]:
+    """Loss (nats a token, smoothed), perplexity, accuracy, probability, share of padding."""
+    tokens = max(sums["tokens"], 1.0)
+    cross_entropy = sums["cross_entropy"] / tokens
+    return {
+        "loss": sums["loss"] / tokens,
+        "perplexity": math.exp(min(cross_entropy, 700.0)),
+        "accuracy": sums["correct"] / tokens,
+        "probability": sums["probability"] / tokens,
+        "padding": sums["padding"] / max(sums["places"], 1.0),
+    }
+
+
+class MetricLog:
+    """metrics.jsonl of a workdir, and TensorBoard beside it where tensorboardX is installed."""
+
+    def __init__(self, workdir: pathlib.Path, step: int):
+        """Opens the log of a run that goes on after `step`; what was logged later is dropped."""
+        path = workdir / FILE
+        kept = []
+        if path.exists():
+            kept = [line for line in path.read_text().splitlines() if _step(line) <= step]
+        path.write_text("".join(line + "\n" for line in kept))
+        self._file = path.open("a", buffering=1)
+        self._board = None
+        try:
+            from tensorboardX import SummaryWriter
+        except ImportError:
+            return
+        self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
+
+    def write(self, step: int, values: dict[str, Any]) -> None:
+        """One object a line: the step and the values."""
+        self._file.write(json.dumps({"step": step} | values) + "\n")
+        if self._board:
+            for name, value in values.items():
+                if isinstance(value, int | float):
+                    self._board.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Writes out what is still held."""
+        self._file.close()
+        if self._board:
+            self._board.close()
+
+
+def _step(line: str) -> float:
+    """The step of a line; infinity for one that was cut off while it was written."""
+    try:
+        return json.loads(line)["step"]
+    except (json.JSONDecodeError, KeyError, TypeError):
+        return math.inf

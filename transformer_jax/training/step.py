@@ -1,0 +1,122 @@
+"""The train step and the evaluation step: per-device functions, data parallel by pmap.
+
+A step sums losses, gradients and counts over its tokens, reduces the sums over devices
+and divides once, so that batches of unequal length weigh as their tokens do.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+
+from transformer_jax.data.batching import Batch
+from transformer_jax.model.masks import Tokens
+from transformer_jax.training.loss import Sums, smoothed_cross_entropy
+from transformer_jax.training.parallel import AXIS
+
+
+
+class TrainState(NamedTuple):
+    """What an update changes: the number of updates, parameters, optimiser state."""
+
+    step: jax.Array
+    params: Any
+    optimizer: Any
+
+
+def teacher_forcing(target: Tokens) -> tuple[Tokens, jax.Array, jax.Array]:
+    """Decoder input [B, T], labels [B, T] (the input one place on) and their weights.
+
+    A place weighs 1 where it and the next one are of the same sentence, else 0.
+    """
+    inputs = Tokens(*(x[:, :-1] for x in target))
+    next_BT = target.segments[:, 1:]
+    weights_BT = ((inputs.segments == next_BT) & (next_BT != 0)).astype(jnp.float32)
+    return inputs, target.ids[:, 1:], weights_BT
+
+
+def batch_sums(model, batch: Batch, smoothing: float, key=None) -> tuple[jax.Array, Sums]:
+    """The summed loss of a batch, to be differentiated, and all its sums."""
+    inputs, labels_BT, weights_BT = teacher_forcing(batch.target)
+    keys = (None, None) if key is None else jax.random.split(key)
+    logits_BTV = model.decode(model.encode(batch.source, keys[0]), inputs, keys[1])
+    sums = smoothed_cross_entropy(logits_BTV, labels_BT, weights_BT, smoothing)
+    places = batch.source.ids.size + labels_BT.size
+    real = (batch.source.segments != 0).sum() + weights_BT.sum()
+    padding = places - real
+    sums = Sums(*sums, weights_BT.sum(), jnp.float32(places), padding.astype(jnp.float32))
+    return sums.loss, sums
+
+
+def make_train_step(
+    graphdef: nnx.GraphDef,
+    optimizer: optax.GradientTransformation,
+    schedule: optax.Schedule,
+    *,
+    seed: int,
+    smoothing: float,
+    accumulate_steps: int = 1,
+    reduce: Callable = lambda tree: jax.lax.psum(tree, AXIS),
+    device_index: Callable = lambda: jax.lax.axis_index(AXIS),
+) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
+    """The body of a train step, a function of the state and one device's rows.
+
+    Args:
+      graphdef: of the model, from `nnx.split`.
+      optimizer, schedule: from `training.optimizer`.
+      seed: of dropout; its key is folded with step, device and micro-batch.
+      smoothing: label smoothing.
+      accumulate_steps: pieces that the rows are computed in, one after the other; must
+        divide the rows.
+      reduce, device_index: sum over devices and number of this one; the identity and 0
+        where one program sees all rows.
+    """
+
+    def sums_and_gradients(params, batch, key):
+        def loss(params):
+            return batch_sums(nnx.merge(graphdef, params), batch, smoothing, key)
+
+        (_, sums), gradients = jax.value_and_grad(loss, has_aux=True)(params)
+        return sums, gradients
+
+    def accumulated(params, batch, key):
+        if accumulate_steps == 1:
+            return sums_and_gradients(params, batch, key)
+        pieces = jax.tree.map(lambda x: x.reshape(accumulate_steps, -1, *x.shape[1:]), batch)
+        keys = jax.random.split(key, accumulate_steps)
+
+        def add(total, piece):
+            return jax.tree.map(jnp.add, total, sums_and_gradients(params, *piece)), None
+
+        shapes = jax.eval_shape(sums_and_gradients, params, *jax.tree.map(lambda x: x[0], (pieces, keys)))
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+        return jax.lax.scan(add, zeros, (pieces, keys))[0]
+
+    def train_step(state: TrainState, batch: Batch):
+        key = jax.random.fold_in(jax.random.key(seed, impl="rbg"), state.step)
+        key = jax.random.fold_in(key, device_index())
+        sums, gradients = reduce(accumulated(state.params, batch, key))
+        tokens = jnp.maximum(sums.tokens, 1)
+        gradients = jax.tree.map(lambda g: g / tokens, gradients)
+        updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.params)
+        params = optax.apply_updates(state.params, updates)
+        metrics = sums._asdict() | {
+            "gradient_norm": optax.tree.norm(gradients),
+            "learning_rate": schedule(state.step),
+        }
+        return TrainState(state.step + 1, params, optimizer_state), metrics
+
+    return train_step
+
+
+def make_eval_step(graphdef: nnx.GraphDef, *, smoothing: float) -> Callable[[Any, Batch], Sums]:
+    """The body of an evaluation step: the sums of one device's rows, without dropout, reduced."""
+
+    def eval_step(params, batch: Batch) -> Sums:
+        _, sums = batch_sums(nnx.merge(graphdef, params), batch, smoothing)
+        return jax.lax.psum(sums, AXIS)
+
+    return eval_step

@@ -1,0 +1,231 @@
+"""A run: opened or resumed, advanced by updates, evaluated, saved."""
+
+import dataclasses
+import logging
+import math
+import os
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+
+from transformer_jax.config import Config
+from transformer_jax.data.batching import Batches
+from transformer_jax.decoding.translator import Translator
+from transformer_jax.evaluation import score_translator
+from transformer_jax.model.transformer import Transformer
+from transformer_jax.training.checkpoint import Checkpoints, abstract_model, flatten, load_run
+from transformer_jax.training.metrics import Meter, MetricLog
+from transformer_jax.training.optimizer import learning_rate_schedule, make_optimizer
+from transformer_jax.training.parallel import must_block, parallel, place, replicate
+from transformer_jax.training.step import TrainState, make_train_step
+from transformer_jax.training.validation import LossEvaluator
+from transformer_jax.training.workdir import RunData, load_data, open_workdir
+
+logger = logging.getLogger(__name__)
+
+
+class NotFinite(ValueError):
+    """The loss, its gradient or a parameter is no longer a finite number."""
+
+
+@dataclasses.dataclass
+class Progress:
+    """What a run remembers beside its arrays; kept in each checkpoint."""
+
+    fingerprint: int  # of the training tokens
+    evaluated: int = -1  # step of the last evaluation
+    best: float = -math.inf  # its score so far, more is better
+    worse: int = 0  # evaluations since the best
+    sums: dict[str, float] = dataclasses.field(default_factory=dict)  # of the open report
+
+
+class Trainer:
+    """A run: its model, state, data and records. `loop.train` drives one from start to end."""
+
+    def __init__(
+        self,
+        config: Config,
+        workdir: str | os.PathLike,
+        on_report: Callable[[int, dict[str, float]], None] = lambda step, report: None,
+    ):
+        """Opens or resumes the run of a workdir; `on_report` is given each logged report.
+
+        Raises:
+          ValueError, OSError: the config, a corpus or the workdir is not as it should be.
+        """
+        self.config, self.workdir = config.validate(), pathlib.Path(workdir)
+        open_workdir(self.workdir, config)
+        self.data: RunData = load_data(self.workdir, config)
+        self.batches = Batches(
+            self.data.train,
+            tokens_per_batch=config.data.tokens_per_batch,
+            num_buckets=config.data.num_buckets,
+            seed=config.seed,
+        )
+        self.graphdef, params = _initial(config, len(self.data.vocabulary))
+        schedule = learning_rate_schedule(
+            config.optimizer, config.model.model_dim, config.training.num_steps
+        )
+        optimizer = make_optimizer(config.optimizer, schedule)
+        self.step_fn = parallel(
+            make_train_step(
+                self.graphdef,
+                optimizer,
+                schedule,
+                seed=config.seed,
+                smoothing=config.training.label_smoothing,
+                accumulate_steps=config.training.accumulate_steps,
+            ),
+            donate_state=True,
+        )
+        self.checkpoints = Checkpoints(
+            self.workdir, config.training.keep_checkpoints, create=True
+        )
+        self.state, self.progress = self._resume(params, optimizer)
+        self.step = int(self.state.step)
+        self.meter = Meter(self.progress.sums)
+        self.log = MetricLog(self.workdir, self.step)
+        self.valid_loss = (
+            LossEvaluator(self.graphdef, config, self.data.valid) if self.data.valid else None
+        )
+        self._on_report = on_report
+        self._pending: tuple[int, dict] | None = None
+
+    def _resume(self, params: Any, optimizer: Any) -> tuple[TrainState, Progress]:
+        """The state of the latest sound checkpoint, or the first state."""
+        progress = Progress(self.data.train.fingerprint())
+        opened = jax.eval_shape(optimizer.init, params)
+        for step in self.checkpoints.steps():
+            try:
+                trees = self.checkpoints.restore(step, params=params, optimizer=opened)
+                saved = Progress(**self.checkpoints.run_state(step)["progress"])
+            except ValueError as error:
+                logger.warning("%s; it is set aside and the one before it is used", error)
+                self.checkpoints.set_aside(step)
+                continue
+            if saved.fingerprint != progress.fingerprint:
+                raise ValueError(
+                    f"the training corpus {self.config.data.train} is not the one that the run in "
+                    f"{self.workdir} was trained on: its content has changed"
+                )
+            logger.info("resuming after step %d", step)
+            return replicate(TrainState(np.int32(step), **trees)), saved
+        if self.config.training.init_from:
+            params = _initial_from(self.config.training.init_from, params)
+        return replicate(TrainState(np.int32(0), params, jax.jit(optimizer.init)(params))), progress
+
+    def advance(self) -> None:
+        """One update; then the metrics of the update before it are read."""
+        batch = place(self.batches.batch_at(self.step), self.config.training.accumulate_steps)
+        self.state, metrics = self.step_fn(self.state, batch)
+        if must_block():
+            jax.block_until_ready(metrics)
+        before, self._pending = self._pending, (self.step + 1, metrics)
+        self.step += 1
+        self._read(before)
+
+    def settle(self) -> None:
+        """Reads the metrics of the last update, which waits for it to end."""
+        before, self._pending = self._pending, None
+        self._read(before)
+
+    def _read(self, pending: tuple[int, dict] | None) -> None:
+        if pending is None:
+            return
+        step, metrics = pending[0], jax.device_get(pending[1])
+        if not (np.isfinite(metrics["loss"]) and np.isfinite(metrics["gradient_norm"])):
+            raise NotFinite(self._diverged(f"the loss or its gradient at step {step}"))
+        self.meter.add(metrics)
+        if step % self.config.training.log_every == 0:
+            report = self.meter.report()
+            for name in ("learning_rate", "gradient_norm"):
+                report[name] = float(metrics[name])
+            left = self.config.training.num_steps - step
+            report["seconds_left"] = left * report["seconds_per_step"]
+            self.log.write(step, report)
+            self._on_report(step, report)
+
+    def _diverged(self, what: str) -> str:
+        last = next(iter(self.checkpoints.steps()), None)
+        kept = f"the checkpoint of step {last} is kept" if last is not None else "nothing was saved"
+        return (
+            f"{what} is not finite: {kept}; a lower config.optimizer.learning_rate, a longer "
+            "warm-up or config.optimizer.clip_norm=1 may help"
+        )
+
+    def translator(self) -> Translator:
+        """Translates with the parameters of this moment."""
+        return Translator(self.graphdef, self.state.params, self.data.vocabulary, self.config)
+
+    def evaluate(self, on_progress: Callable[[int], None] = lambda _: None) -> float | None:
+        """Loss, BLEU and chrF on the validation corpus, logged; the score, or None without one.
+
+        The best step and the evaluations since are kept in `progress`.
+        """
+        if self.valid_loss is None:
+            return None
+        training = self.config.training
+        values = {
+            f"valid_{name}": value
+            for name, value in self.valid_loss(self.state.params, on_progress).items()
+            if name != "padding"
+        }
+        pairs = self.data.valid_pairs[: training.eval_sentences or None]
+        scores, _ = score_translator(self.translator(), pairs, on_progress=on_progress)
+        values |= {f"valid_{name}": value for name, value in scores.items()}
+        self.log.write(self.step, values)
+        logger.info(
+            "step %d: validation loss %.4f, perplexity %.2f, BLEU %.2f, chrF %.2f "
+            "(%d sentences, %.0f s)",
+            self.step,
+            *(values[f"valid_{n}"] for n in "loss perplexity bleu chrf sentences seconds".split()),
+        )
+        score = values["valid_bleu"] if training.best_metric == "bleu" else -values["valid_loss"]
+        progress = self.progress
+        progress.worse = 0 if score > progress.best else progress.worse + 1
+        progress.best, progress.evaluated = max(score, progress.best), self.step
+        return score
+
+    def save(self, score: float | None = None) -> None:
+        """Starts to save the state, once all of it is known to be finite."""
+        self.settle()
+        self.progress.sums = self.meter.sums
+        run = {"step": self.step, "progress": dataclasses.asdict(self.progress)}
+        state = jax.device_get(self.state)
+        if not all(np.isfinite(x).all() for x in jax.tree.leaves(state.params)):
+            raise NotFinite(self._diverged(f"a parameter after step {self.step}"))
+        self.checkpoints.save(self.step, state.params, state.optimizer, run, score)
+
+    def close(self) -> None:
+        """Waits for checkpoints being written, and ends what runs in the background."""
+        self.checkpoints.close()
+        self.log.close()
+
+
+def _initial(config: Config, vocab_size: int) -> tuple[nnx.GraphDef, Any]:
+    """Graph definition and first parameters of a config's model."""
+
+    def parameters():
+        return nnx.split(Transformer(config.model, vocab_size, rngs=nnx.Rngs(config.seed)))[1]
+
+    # In one program: each layer's arrays made one by one would compile by the hundred.
+    return abstract_model(config, vocab_size)[0], jax.jit(parameters)()
+
+
+def _initial_from(workdir: str, like: Any) -> Any:
+    """Parameters of another run, which must be of the same shapes."""
+    _, _, _, params = load_run(workdir)
+    shapes, wanted = (
+        {name: x.shape for name, x in flatten(tree).items()} for tree in (params, like)
+    )
+    for name in sorted(shapes.keys() | wanted.keys()):
+        if shapes.get(name) != wanted.get(name):
+            raise ValueError(
+                f"config.training.init_from={workdir!r} has another model: parameter {name} has "
+                f"shape {shapes.get(name)}, {wanted.get(name)} was wanted"
+            )
+    return params

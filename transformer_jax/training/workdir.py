@@ -1,0 +1,106 @@
+"""The workdir of a run: whose it is, its vocabulary, and the tokens of its corpora."""
+
+import logging
+import pathlib
+from typing import NamedTuple
+
+from transformer_jax.config import Config, differences
+from transformer_jax.data.corpus import Pair, read_corpus
+from transformer_jax.data.token_store import TokenStore, tokenize
+from transformer_jax.data.vocabulary import Vocabulary
+from transformer_jax.training.checkpoint import CONFIG_FILE, VOCABULARY_FILE
+
+logger = logging.getLogger(__name__)
+
+
+class RunData(NamedTuple):
+    """What a run reads: vocabulary, training and validation tokens, validation pairs."""
+
+    vocabulary: Vocabulary
+    train: TokenStore
+    valid: TokenStore | None
+    valid_pairs: list[Pair]
+
+
+def open_workdir(workdir: pathlib.Path, config: Config) -> None:
+    """Makes the workdir, or checks that it is this config's.
+
+    Raises:
+      OSError: it cannot be made or written.
+      ValueError: it holds a run of another config; the message says what differs.
+    """
+    workdir.mkdir(parents=True, exist_ok=True)
+    probe = workdir / ".writable"
+    probe.touch()
+    probe.unlink()
+    if (workdir / CONFIG_FILE).exists():
+        changed = differences(Config.from_json((workdir / CONFIG_FILE).read_text()), config)
+        if changed:
+            raise ValueError(
+                f"{workdir} belongs to a run of another config: {'; '.join(changed)} "
+                "(choose another --workdir, or the config that it was made with)"
+            )
+
+
+def load_data(workdir: pathlib.Path, config: Config) -> RunData:
+    """Reads and tokenises the corpora; trains the vocabulary where there is none.
+
+    When it returns, the workdir holds config and vocabulary, so that decoding needs
+    nothing else. Without a config a vocabulary in it is what an earlier attempt left.
+    """
+    data = config.data
+    if not data.train:
+        raise ValueError("config.data.train names no corpus")
+    languages = (data.source_language, data.target_language)
+
+    def training_pairs():
+        return read_corpus(data.train, *languages, data.max_pairs)
+
+    # Held in memory, the text is read (or made) once for vocabulary and tokens.
+    pairs = list(training_pairs())
+    if not pairs:
+        raise ValueError(f"the training corpus {data.train} is empty")
+    vocabulary = _vocabulary(workdir, config, pairs)
+    train = _tokenize("training", data.train, pairs, vocabulary, data.max_length)
+    valid, valid_pairs = None, []
+    if data.valid:
+        valid_pairs = list(read_corpus(data.valid, *languages))
+        valid = _tokenize("validation", data.valid, valid_pairs, vocabulary, data.max_length)
+    vocabulary.save(workdir / VOCABULARY_FILE)
+    aside = workdir / f"{CONFIG_FILE}.tmp"
+    aside.write_text(config.to_json())
+    aside.rename(workdir / CONFIG_FILE)
+    return RunData(vocabulary, train, valid, valid_pairs)
+
+
+def _vocabulary(workdir: pathlib.Path, config: Config, pairs: list[Pair]) -> Vocabulary:
+    data = config.data
+    if (workdir / CONFIG_FILE).exists():
+        return Vocabulary.load(workdir / VOCABULARY_FILE)
+    if data.vocabulary:
+        return Vocabulary.load(data.vocabulary)
+    if config.training.init_from:
+        return Vocabulary.load(pathlib.Path(config.training.init_from) / VOCABULARY_FILE)
+    logger.info("training a %s vocabulary of %d pieces", data.vocabulary_kind, data.vocab_size)
+    return Vocabulary.train(pairs, data.vocab_size, data.vocabulary_kind)
+
+
+def _tokenize(
+    role: str, name: str, pairs: list[Pair], vocabulary: Vocabulary, max_length: int
+) -> TokenStore:
+    store = tokenize(pairs, vocabulary, max_length)
+    left_out = ", ".join(f"{count:,} {reason}" for reason, count in store.left_out.items() if count)
+    logger.info(
+        "%s corpus %s: %s pairs, %s source and %s target tokens; left out: %s",
+        role,
+        name,
+        f"{len(store):,}",
+        f"{store.source.ids.size:,}",
+        f"{store.target.ids.size:,}",
+        left_out or "none",
+    )
+    if not len(store):
+        raise ValueError(
+            f"the {role} corpus {name} has no pair left to use (left out: {left_out or 'none'})"
+        )
+    return store
