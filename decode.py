@@ -23,7 +23,10 @@ _BEAM_SIZE = flags.DEFINE_integer("beam_size", 0, "1 = greedy; 0 = the config's.
 _N_BEST = flags.DEFINE_integer("n_best", 1, "Translations a line, best first.", lower_bound=1)
 _LENGTH_PENALTY = flags.DEFINE_float("length_penalty", None, "GNMT's alpha.", lower_bound=0.0)
 _MAX_LENGTH = flags.DEFINE_integer(
-    "max_length", 0, "Tokens read of a line, and of its translation; 0 = the config's.", lower_bound=0
+    "max_length",
+    0,
+    "Tokens read of a line, and of its translation; 0 = the config's.",
+    lower_bound=0,
 )
 _ROWS = flags.DEFINE_integer("rows", 0, "Sentences translated at once.", lower_bound=0)
 _SCORES = flags.DEFINE_bool("scores", False, "Put score and log-probability before each text.")

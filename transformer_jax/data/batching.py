@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from transformer_jax.data.token_store import Side, TokenStore
+from transformer_jax.data.token_store import TokenStore
 from transformer_jax.data.vocabulary import BOS, PAD
 from transformer_jax.model.masks import Tokens
 
@@ -47,7 +47,9 @@ def bucket_lengths(lengths: np.ndarray, num_buckets: int) -> list[int]:
     for _ in range(num_buckets):
         # [n, m]: all up to length m as before, and those above it padded to n.
         ends = np.arange(longest + 1)
-        padded = cost[None, :] + ends[:, None] * (before[ends + 1][:, None] - before[ends + 1][None])
+        padded = cost[None, :] + ends[:, None] * (
+            before[ends + 1][:, None] - before[ends + 1][None]
+        )
         padded = np.where(ends[None, :] <= ends[:, None], padded, np.inf)
         choices.append(padded.argmin(axis=1))
         cost = padded.min(axis=1)

@@ -39,9 +39,7 @@ def read_corpus(
     """
     kind, _, rest = name.partition(":")
     if kind not in _READERS or not rest:
-        raise ValueError(
-            f"corpus {name!r} is none of text:PREFIX, tfds:NAME:SPLIT, numbers:SPLIT"
-        )
+        raise ValueError(f"corpus {name!r} is none of text:PREFIX, tfds:NAME:SPLIT, numbers:SPLIT")
     pairs = _READERS[kind](rest, source_language, target_language)
     return itertools.islice(pairs, max_pairs or None)
 
@@ -110,7 +108,9 @@ def _read_tfds(rest: str, source_language: str, target_language: str) -> Iterato
     if missing:
         raise ValueError(f"tfds:{name} has no language {missing[0]!r}, only {', '.join(features)}")
     if split.partition("[")[0] not in builder.info.splits:
-        raise ValueError(f"tfds:{name} has no split {split!r}, only {', '.join(builder.info.splits)}")
+        raise ValueError(
+            f"tfds:{name} has no split {split!r}, only {', '.join(builder.info.splits)}"
+        )
     records = builder.as_data_source(split=split)
     for start in range(0, len(records), 1024):
         for record in records.__getitems__(range(start, min(start + 1024, len(records)))):

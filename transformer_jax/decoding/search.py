@@ -28,7 +28,7 @@ class Hypotheses(NamedTuple):
 
 
 def length_penalty(length: jax.Array, alpha: float) -> jax.Array:
-    """((5 + length) / 6)^alpha, the divisor of the log-probability (Wu et al. 2016, equation 14)."""
+    """((5 + length) / 6)^alpha, which divides the log-probability (Wu et al. 2016, equation 14)."""
     return ((5.0 + length) / 6.0) ** alpha
 
 
@@ -49,7 +49,15 @@ class _GreedyState(NamedTuple):
 
 
 def greedy_search(
-    model, memory, limit_B: jax.Array, *, max_length: int, alpha: float, bos: int, eos: int, pad: int
+    model,
+    memory,
+    limit_B: jax.Array,
+    *,
+    max_length: int,
+    alpha: float,
+    bos: int,
+    eos: int,
+    pad: int,
 ) -> Hypotheses:
     """The most probable token at every step.
 
@@ -122,10 +130,11 @@ def beam_search(
 ) -> Hypotheses:
     """Beam search with the GNMT length penalty (section 6.1).
 
-    Each step looks at the 2W best continuations of a sentence's W live hypotheses: at most
-    W of them end, so that W go on. A sentence is done when no live hypothesis can
-    overtake its n-th best ended one, however long it grows; from then on nothing that
-    is returned for it changes, whatever the others still need.
+    Each step looks at the 2W best continuations of a sentence's W live hypotheses. Those
+    among the first W that end are kept; the best W that do not go on. A sentence is done
+    when W hypotheses have ended, or sooner when no live one can overtake its n-th best
+    ended one, however long it grows; from then on nothing changes for it, whatever its
+    companions still need. With W = 1 this is greedy search.
 
     Args as `greedy_search`, and:
       beam_size: live hypotheses a sentence, W.
@@ -134,12 +143,15 @@ def beam_search(
     batch = limit_B.shape[0]
     context, cache = model.start(memory, beam_size, max_length)
     rows_B1 = jnp.arange(batch)[:, None]
+    first_1C = (jnp.arange(2 * beam_size) < beam_size)[None]
 
     def done_B(state: _BeamState):
         best_live_B = state.live_log_probs_BW.max(axis=1)
         # Log-probabilities only fall, and the penalty forgives most at the limit.
         bound_B = best_live_B / length_penalty(limit_B.astype(jnp.float32), alpha)
-        return (state.ended.scores[:, n_best - 1] >= bound_B) | (limit_B <= state.position)
+        settled_B = state.ended.scores[:, n_best - 1] >= bound_B
+        full_B = state.ended.scores[:, -1] > _LOWEST
+        return settled_B | full_B | (limit_B <= state.position)
 
     def unfinished(state: _BeamState):
         return (state.position < max_length) & ~done_B(state).all()
@@ -153,13 +165,15 @@ def beam_search(
         )
         candidates_BCT = state.live_BWT[rows_B1, parents_BC].at[:, :, state.position].set(tokens_BC)
         ends_BC = tokens_BC == eos
+        kept_BC = ends_BC & first_1C & ~done_B(state)[:, None]
 
         penalty = length_penalty(state.position + 1.0, alpha)
         ended = _best(
             Hypotheses(
                 jnp.concatenate([state.ended.tokens, candidates_BCT], axis=1),
                 jnp.concatenate(
-                    [state.ended.scores, jnp.where(ends_BC, log_probs_BC / penalty, _LOWEST)], axis=1
+                    [state.ended.scores, jnp.where(kept_BC, log_probs_BC / penalty, _LOWEST)],
+                    axis=1,
                 ),
                 jnp.concatenate([state.ended.log_probs, log_probs_BC], axis=1),
             ),

@@ -21,7 +21,9 @@ def text_lines(lines: Iterable[bytes], name: str) -> Iterator[str]:
         try:
             yield text.decode("utf-8")
         except UnicodeDecodeError as error:
-            logger.warning("%s, line %d: not valid UTF-8 (%s); replaced", name, number, error.reason)
+            logger.warning(
+                "%s, line %d: not valid UTF-8 (%s); replaced", name, number, error.reason
+            )
             yield text.decode("utf-8", errors="replace")
 
 

@@ -134,7 +134,9 @@ class Translator:
             found = jax.tree.map(np.asarray, found)
             for row, index in enumerate(indices):
                 hypotheses = [
-                    Hypothesis(self.vocabulary.decode(_words(tokens)), float(score), float(log_prob))
+                    Hypothesis(
+                        self.vocabulary.decode(_words(tokens)), float(score), float(log_prob)
+                    )
                     for tokens, score, log_prob in zip(*(x[row] for x in found))
                 ]
                 translations[index] = Translation(hypotheses, len(ids[index]) > max_length)
@@ -152,9 +154,7 @@ def _words(tokens: np.ndarray) -> np.ndarray:
     return tokens[: np.argmax(tokens == EOS)] if EOS in tokens else tokens[tokens != PAD]
 
 
-def _groups(
-    lengths: Sequence[int], rows: int, max_length: int
-) -> Iterator[tuple[list[int], int]]:
+def _groups(lengths: Sequence[int], rows: int, max_length: int) -> Iterator[tuple[list[int], int]]:
     """Lines as groups of at most `rows` of one bucket, with its length; empty lines left out.
 
     Buckets double in length. Inside one, lines go shortest first, so that a group's

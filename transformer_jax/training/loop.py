@@ -44,9 +44,12 @@ def train(
     """
     start = time.monotonic()
     with Interrupt() as interrupt:
-        with _progress_bar() as bar, contextlib.closing(
-            Trainer(config, workdir, on_report=lambda *report: _show(bar, *report))
-        ) as trainer:
+        with (
+            _progress_bar() as bar,
+            contextlib.closing(
+                Trainer(config, workdir, on_report=lambda *report: _show(bar, *report))
+            ) as trainer,
+        ):
             run_to_end(trainer, interrupt, bar, profile_steps)
             step = trainer.step
         if interrupt.signal:
@@ -88,11 +91,11 @@ def run_to_end(
         out_of_patience = training.patience and progress.worse >= training.patience
         ends = bool(at_end or out_of_patience or interrupt.signal)
         is_best = score is not None and progress.worse == 0
-        if ends or is_best or step % training.save_every == 0:
-            if step != saved or score is not None:
-                trainer.meter.stop_clock()
-                trainer.save(score)
-                saved = step
+        unsaved = step != saved or score is not None
+        if unsaved and (ends or is_best or step % training.save_every == 0):
+            trainer.meter.stop_clock()
+            trainer.save(score)
+            saved = step
         if ends:
             if out_of_patience and not at_end:
                 logger.info("no better validation in %d evaluations: stopping", progress.worse)
@@ -110,10 +113,12 @@ def run_to_end(
 @contextlib.contextmanager
 def _progress_bar() -> Iterator[tqdm]:
     """A bar on stderr, where log lines do not break it; redrawn seldom where nobody looks."""
-    live = sys.stderr.isatty()
-    with tqdm(unit="step", dynamic_ncols=True, mininterval=0.5 if live else 30, delay=1) as bar:
-        with logging_redirect_tqdm([logging.getLogger()]):
-            yield bar
+    seconds = 0.5 if sys.stderr.isatty() else 30
+    with (
+        tqdm(unit="step", dynamic_ncols=True, mininterval=seconds, delay=1) as bar,
+        logging_redirect_tqdm([logging.getLogger()]),
+    ):
+        yield bar
 
 
 def _show(bar: tqdm, step: int, report: dict[str, float]) -> None:

@@ -18,7 +18,6 @@ from transformer_jax.training.loss import Sums, smoothed_cross_entropy
 from transformer_jax.training.parallel import AXIS
 
 
-
 class TrainState(NamedTuple):
     """What an update changes: the number of updates, parameters, optimiser state."""
 
@@ -91,7 +90,9 @@ def make_train_step(
         def add(total, piece):
             return jax.tree.map(jnp.add, total, sums_and_gradients(params, *piece)), None
 
-        shapes = jax.eval_shape(sums_and_gradients, params, *jax.tree.map(lambda x: x[0], (pieces, keys)))
+        shapes = jax.eval_shape(
+            sums_and_gradients, params, *jax.tree.map(lambda x: x[0], (pieces, keys))
+        )
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
         return jax.lax.scan(add, zeros, (pieces, keys))[0]
 

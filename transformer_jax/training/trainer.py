@@ -28,7 +28,7 @@ from transformer_jax.training.workdir import RunData, load_data, open_workdir
 logger = logging.getLogger(__name__)
 
 
-class NotFinite(ValueError):
+class NotFiniteError(ValueError):
     """The loss, its gradient or a parameter is no longer a finite number."""
 
 
@@ -82,9 +82,7 @@ class Trainer:
             ),
             donate_state=True,
         )
-        self.checkpoints = Checkpoints(
-            self.workdir, config.training.keep_checkpoints, create=True
-        )
+        self.checkpoints = Checkpoints(self.workdir, config.training.keep_checkpoints, create=True)
         self.state, self.progress = self._resume(params, optimizer)
         self.step = int(self.state.step)
         self.meter = Meter(self.progress.sums)
@@ -138,7 +136,7 @@ class Trainer:
             return
         step, metrics = pending[0], jax.device_get(pending[1])
         if not (np.isfinite(metrics["loss"]) and np.isfinite(metrics["gradient_norm"])):
-            raise NotFinite(self._diverged(f"the loss or its gradient at step {step}"))
+            raise NotFiniteError(self._diverged(f"the loss or its gradient at step {step}"))
         self.meter.add(metrics)
         if step % self.config.training.log_every == 0:
             report = self.meter.report()
@@ -197,7 +195,7 @@ class Trainer:
         run = {"step": self.step, "progress": dataclasses.asdict(self.progress)}
         state = jax.device_get(self.state)
         if not all(np.isfinite(x).all() for x in jax.tree.leaves(state.params)):
-            raise NotFinite(self._diverged(f"a parameter after step {self.step}"))
+            raise NotFiniteError(self._diverged(f"a parameter after step {self.step}"))
         self.checkpoints.save(self.step, state.params, state.optimizer, run, score)
 
     def close(self) -> None:

@@ -18,9 +18,7 @@ class LossEvaluator:
     """The loss of a corpus, over all devices."""
 
     def __init__(self, graphdef: nnx.GraphDef, config: Config, store: TokenStore):
-        self._step = parallel(
-            make_eval_step(graphdef, smoothing=config.training.label_smoothing)
-        )
+        self._step = parallel(make_eval_step(graphdef, smoothing=config.training.label_smoothing))
         self._batches = Batches(
             store,
             tokens_per_batch=config.data.tokens_per_batch,

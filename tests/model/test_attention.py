@@ -1,0 +1,103 @@
+"""Attention against a written-out reference, and its masks."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from transformer_jax.model.attention import (
+    MultiHeadAttention,
+    attention_weights,
+    dot_product_attention,
+)
+
+
+def reference_attention(query_BTHK, key_BMHK, value_BMHK, mask_BTM):
+    """Equation 1 of the paper, one head of one sentence at a time."""
+    output_BTHK = np.zeros((*query_BTHK.shape[:3], value_BMHK.shape[-1]))
+    for b, h in np.ndindex(query_BTHK.shape[0], query_BTHK.shape[2]):
+        logits_TM = query_BTHK[b, :, h] @ key_BMHK[b, :, h].T / np.sqrt(query_BTHK.shape[-1])
+        logits_TM[~mask_BTM[b]] = -np.inf
+        weights_TM = np.exp(logits_TM - logits_TM.max(axis=-1, keepdims=True))
+        weights_TM /= weights_TM.sum(axis=-1, keepdims=True)
+        output_BTHK[b, :, h] = weights_TM @ value_BMHK[b, :, h]
+    return output_BTHK
+
+
+@pytest.fixture
+def arrays():
+    random = np.random.default_rng(0)
+    query, key, value = (random.normal(size=(2, n, 3, 4)).astype(np.float32) for n in (5, 7, 7))
+    mask_BTM = random.random((2, 5, 7)) < 0.6
+    mask_BTM[:, :, 0] = True
+    return query, key, value, mask_BTM
+
+
+def test_equals_the_formula(arrays):
+    np.testing.assert_allclose(
+        dot_product_attention(*arrays), reference_attention(*arrays), atol=1e-6
+    )
+
+
+def test_no_mask_attends_to_all(arrays):
+    query, key, value, mask = arrays
+    np.testing.assert_allclose(
+        dot_product_attention(query, key, value),
+        reference_attention(query, key, value, np.ones_like(mask)),
+        atol=1e-6,
+    )
+
+
+def test_masked_places_weigh_exactly_nothing(arrays):
+    query, key, _, mask_BTM = arrays
+    weights_BHTM = attention_weights(query, key, mask_BTM)
+    hidden = np.broadcast_to(~mask_BTM[:, None], weights_BHTM.shape)
+    assert np.all(np.asarray(weights_BHTM)[hidden] == 0.0)
+    np.testing.assert_allclose(weights_BHTM.sum(axis=-1), 1.0, atol=1e-6)
+
+
+def test_fully_masked_row_stays_finite_with_its_gradient(arrays):
+    query, key, value, mask_BTM = arrays
+    mask_BTM[1, 2] = False
+
+    def total(query):
+        return dot_product_attention(query, key, value, mask_BTM).sum()
+
+    assert np.isfinite(dot_product_attention(query, key, value, mask_BTM)).all()
+    assert np.isfinite(jax.grad(total)(query)).all()
+
+
+def test_softmax_is_float32_for_bfloat16(arrays):
+    query, key, value, mask = (jnp.asarray(x) for x in arrays)
+    low = [x.astype(jnp.bfloat16) for x in (query, key, value)]
+    assert attention_weights(low[0], low[1], mask).dtype == jnp.float32
+    output = dot_product_attention(*low, mask)
+    assert output.dtype == jnp.bfloat16
+    np.testing.assert_allclose(
+        output.astype(jnp.float32), dot_product_attention(query, key, value, mask), atol=0.05
+    )
+
+
+def test_multi_head_is_projections_around_attention(arrays):
+    mask_BTM = arrays[3]
+    random = np.random.default_rng(1)
+    hidden_BTD, memory_BMD = (random.normal(size=(2, n, 12)).astype(np.float32) for n in (5, 7))
+    layer = MultiHeadAttention(12, 3, rngs=nnx.Rngs(0))
+    kernel = {
+        n: np.asarray(getattr(layer, n).kernel[...]) for n in "query key value output".split()
+    }
+    query, key, value = (
+        (x @ kernel[n]).reshape(2, -1, 3, 4)
+        for n, x in (("query", hidden_BTD), ("key", memory_BMD), ("value", memory_BMD))
+    )
+    expected = reference_attention(query, key, value, mask_BTM).reshape(2, 5, 12) @ kernel["output"]
+    output, weights = layer(hidden_BTD, memory_BMD, mask_BTM)
+    np.testing.assert_allclose(output, expected, atol=1e-5)
+    assert weights.shape == (2, 3, 5, 7)
+
+
+def test_biases_only_where_asked_for():
+    paper, other = (MultiHeadAttention(8, 2, use_bias=b, rngs=nnx.Rngs(0)) for b in (False, True))
+    assert len(jax.tree.leaves(nnx.state(paper))) == 4
+    assert len(jax.tree.leaves(nnx.state(other))) == 8

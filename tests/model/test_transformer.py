@@ -1,0 +1,206 @@
+"""The Transformer's contracts: causality, independence of rows, cached == teacher forced, size."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from transformer_jax.config import ModelConfig
+from transformer_jax.model.masks import Tokens, sentence_tokens
+from transformer_jax.model.transformer import Transformer
+
+VOCAB = 17
+PAPER_VOCAB = 37_000
+
+
+def make_model(**fields) -> Transformer:
+    sizes = {"num_layers": 2, "model_dim": 16, "num_heads": 4, "feed_forward_dim": 32}
+    config = ModelConfig(**sizes | fields)
+    return nnx.jit(lambda: Transformer(config, VOCAB, rngs=nnx.Rngs(0)))()
+
+
+def make_tokens(batch: int, length: int, seed: int = 0, lengths=None) -> Tokens:
+    ids = jax.random.randint(jax.random.key(seed), (batch, length), 4, VOCAB)
+    return sentence_tokens(ids, jnp.array(lengths if lengths else [length] * batch))
+
+
+@pytest.fixture(params=["post", "pre"], scope="module")
+def model(request):
+    return make_model(norm=request.param)
+
+
+def run(model, source, target):
+    """Logits of a whole pass, as one compiled program."""
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def logits(graphdef, params, source, target):
+        model = nnx.merge(graphdef, params)
+        return model.decode(model.encode(source), target)
+
+    return logits(*nnx.split(model), source, target)
+
+
+def test_later_positions_have_exactly_no_gradient(model):
+    """The logit of a word that stands nowhere, by the table's rows of distinct target words."""
+    source = sentence_tokens(jnp.array([[11, 12, 13]]), jnp.array([3]))
+    target = sentence_tokens(jnp.array([[4, 5, 6, 7, 8, 9]]), jnp.array([6]))
+    graphdef, params = nnx.split(model)
+
+    @jax.jit
+    def gradients_TVD(params):
+        def logits_T(params):
+            model = nnx.merge(graphdef, params)
+            return model.decode(model.encode(source), target)[0, :, 16]
+
+        return jax.jacrev(logits_T)(params)["embedding"]["table"][...]
+
+    for position, table_VD in enumerate(np.asarray(gradients_TVD(params))):
+        by_target_T = np.abs(table_VD[target.ids[0]]).sum(axis=-1)
+        assert np.all(by_target_T[position + 1 :] == 0.0)
+        assert np.all(by_target_T[: position + 1] > 0)
+
+
+def test_padding_changes_nothing(model):
+    source, target = make_tokens(1, 5), make_tokens(1, 6, seed=1)
+    longer_source, longer_target = (
+        Tokens(
+            *(jnp.pad(x, ((0, 0), (0, 4)), constant_values=3) for x in tokens[:2]),
+            jnp.pad(tokens.segments, ((0, 0), (0, 4))),
+        )
+        for tokens in (source, target)
+    )
+    expected = run(model, source, target)
+    padded = run(model, longer_source, longer_target)
+    np.testing.assert_allclose(padded[:, :6], expected, atol=2e-5)
+
+
+def test_companions_change_nothing(model):
+    source, target = make_tokens(8, 5), make_tokens(8, 6, seed=1)
+    other_source, other_target = make_tokens(8, 5, seed=2), make_tokens(8, 6, seed=3)
+    mixed_source, mixed_target = (
+        jax.tree.map(lambda x, y: jnp.concatenate([x[:1], y[1:]]), *pair)
+        for pair in ((source, other_source), (target, other_target))
+    )
+    alone = run(model, source, target)[0]
+    np.testing.assert_array_equal(run(model, mixed_source, mixed_target)[0], alone)
+
+
+def test_packed_pairs_are_as_separate_ones(model):
+    def pack(first, second):
+        ids = jnp.concatenate([first.ids, second.ids], axis=1)
+        positions = jnp.concatenate([first.positions, second.positions], axis=1)
+        segments = jnp.concatenate([first.segments, 2 * second.segments], axis=1)
+        return Tokens(ids, positions, segments)
+
+    sources = make_tokens(1, 5), make_tokens(1, 3, seed=1)
+    targets = make_tokens(1, 4, seed=2), make_tokens(1, 6, seed=3)
+    packed = run(model, pack(*sources), pack(*targets))
+    apart = [run(model, s, t) for s, t in zip(sources, targets, strict=True)]
+    np.testing.assert_allclose(packed, jnp.concatenate(apart, axis=1), atol=2e-5)
+
+
+@pytest.mark.parametrize("width", [1, 3])
+def test_cached_steps_equal_one_teacher_forced_pass(model, width):
+    source, target = make_tokens(2, 5, lengths=[5, 3]), make_tokens(2, 6, seed=1)
+    memory = model.encode(source)
+    expected_BTV = model.decode(memory, target)
+    context, cache = model.start(memory, width, 8)
+    step = nnx.jit(lambda model, *arguments: model.step(*arguments))
+    assert all(leaf.shape[0] == 2 * width for leaf in jax.tree.leaves(cache))
+    for position in range(6):
+        token_BW = jnp.tile(target.ids[:, position : position + 1], (1, width))
+        logits_BWV, cache = step(model, context, cache, token_BW, jnp.full(2, position))
+        for hypothesis in range(width):
+            np.testing.assert_allclose(
+                logits_BWV[:, hypothesis], expected_BTV[:, position], atol=2e-5
+            )
+
+
+def test_attention_is_returned_by_layer_and_head(model):
+    source, target = make_tokens(2, 5, lengths=[5, 3]), make_tokens(2, 6, seed=1)
+    memory, encoder = model.encode(source, return_attention=True)
+    logits, decoder = model.decode(memory, target, return_attention=True)
+    assert encoder["encoder"].shape == (2, 2, 4, 5, 5)
+    assert decoder["decoder"].shape == (2, 2, 4, 6, 6)
+    assert decoder["cross"].shape == (2, 2, 4, 6, 5)
+    assert np.all(np.asarray(decoder["cross"][:, 1, :, :, 3:]) == 0)
+    np.testing.assert_array_equal(logits, model.decode(memory, target))
+
+
+def test_dropout_is_on_if_and_only_if_a_key_is_passed():
+    model = make_model(dropout_rate=0.5)
+    source, target = make_tokens(1, 5), make_tokens(1, 6, seed=1)
+    plain = model.decode(model.encode(source), target)
+    np.testing.assert_array_equal(plain, model.decode(model.encode(source), target))
+    first, again, other = (
+        model.decode(model.encode(source, jax.random.key(k)), target, jax.random.key(k))
+        for k in (1, 1, 2)
+    )
+    np.testing.assert_array_equal(first, again)
+    assert not np.allclose(first, plain) and not np.allclose(first, other)
+
+
+def test_post_norm_closes_each_sub_layer_and_pre_norm_each_stack():
+    source = make_tokens(1, 5)
+    for norm in ("post", "pre"):
+        hidden = np.asarray(make_model(norm=norm).encode(source).hidden)
+        np.testing.assert_allclose(hidden.mean(axis=-1), 0, atol=1e-5)
+        np.testing.assert_allclose(hidden.std(axis=-1), 1, atol=1e-2)
+    assert make_model(norm="post").encoder_norm is None
+
+
+def test_bfloat16_computes_near_float32_with_float32_parameters():
+    source, target = make_tokens(2, 5), make_tokens(2, 6, seed=1)
+    full, low = make_model(), make_model(dtype="bfloat16")
+    assert {x.dtype for x in jax.tree.leaves(nnx.state(low))} == {jnp.dtype("float32")}
+    assert low.encode(source).hidden.dtype == jnp.bfloat16
+    np.testing.assert_allclose(run(low, source, target), run(full, source, target), atol=0.2)
+
+
+def closed_form(layers: int, dim: int, feed_forward: int, vocab: int) -> int:
+    """Weights of sections 3.1 to 3.4: projections without bias, feed-forward with."""
+    attention, norm = 4 * dim * dim, 2 * dim
+    network = 2 * dim * feed_forward + feed_forward + dim
+    encoder = attention + network + 2 * norm
+    decoder = 2 * attention + network + 3 * norm
+    return layers * (encoder + decoder) + vocab * dim
+
+
+@pytest.mark.parametrize(
+    ("fields", "millions"),
+    [
+        ({}, 63.0),
+        ({"model_dim": 1024, "num_heads": 16, "feed_forward_dim": 4096}, 214.2),
+    ],
+    ids=["base", "big"],
+)
+def test_size_of_the_papers_models(fields, millions):
+    """Table 3 rounds to 65 and 213 million.
+
+    With the shared vocabulary of "about 37000" of section 5.1 the layers of section 3 sum
+    to 63.0 and 214.2. No one vocabulary gives both of the paper's figures: 65 would need
+    40,800 entries, 213 would need 35,900.
+    """
+    config = ModelConfig(**fields)
+    abstract = nnx.eval_shape(lambda: Transformer(config, PAPER_VOCAB, rngs=nnx.Rngs(0)))
+    count = sum(int(np.prod(x.shape)) for x in jax.tree.leaves(nnx.state(abstract)))
+    expected = closed_form(
+        config.num_layers, config.model_dim, config.feed_forward_dim, PAPER_VOCAB
+    )
+    assert count == expected
+    assert round(count / 1e6, 1) == millions
+
+
+def test_base_runs_at_full_size_without_memory():
+    model = nnx.eval_shape(lambda: Transformer(ModelConfig(), PAPER_VOCAB, rngs=nnx.Rngs(0)))
+    graphdef, params = nnx.split(model)
+    tokens = Tokens(*(jax.ShapeDtypeStruct((32, 64), jnp.int32),) * 3)
+
+    def logits(params, source, target):
+        model = nnx.merge(graphdef, params)
+        return model.decode(model.encode(source), target)
+
+    assert jax.eval_shape(logits, params, tokens, tokens).shape == (32, 64, PAPER_VOCAB)

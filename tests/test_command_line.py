@@ -1,0 +1,259 @@
+"""train.py and decode.py as a user runs them."""
+
+import concurrent.futures
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from transformer_jax.config import Config
+from transformer_jax.training.loop import train
+
+ROOT = pathlib.Path(__file__).parents[1]
+CONFIG = """
+from transformer_jax.config import Config
+
+def get_config():
+    config = Config()
+    config.model.num_layers, config.model.model_dim, config.model.num_heads = 1, 16, 2
+    config.model.feed_forward_dim = 16
+    config.data.train, config.data.valid = "numbers:train", "text:{corpus}"
+    config.data.vocab_size, config.data.vocabulary_kind, config.data.max_pairs = 100, "bpe", 300
+    config.data.tokens_per_batch, config.data.num_buckets = 256, 1
+    config.training.num_steps, config.training.log_every, config.training.save_every = 6, 2, 3
+    config.decoding.max_length, config.decoding.rows, config.decoding.beam_size = 32, 8, 2
+    return config
+"""
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """A folder with a config, a small corpus, and the cache of compiled programs."""
+    folder = tmp_path_factory.mktemp("home")
+    (folder / "corpus.en").write_text("seven\ntwo hundred\none\n")
+    (folder / "corpus.de").write_text("sieben\nzweihundert\neins\n")
+    (folder / "tiny.py").write_text(CONFIG.format(corpus=folder / "corpus"))
+    (folder / "misspelt.py").write_text(
+        "from transformer_jax.config import ModelConfig\n"
+        "def get_config():\n    return ModelConfig(num_layer=3)\n"
+    )
+    (folder / "three.py").write_text("def get_config():\n    return 3\n")
+    (folder / "output").write_text("precious\n")
+    return folder
+
+
+def start(home, *command, **options) -> subprocess.Popen:
+    environment = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "JAX_PLATFORMS")}
+    environment |= {"XDG_CACHE_HOME": str(home / "cache"), "JAX_PLATFORMS": "cpu"}
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    command = [sys.executable, *map(str, command)]
+    return subprocess.Popen(command, cwd=ROOT, env=environment, text=True, **pipes | options)
+
+
+def run(home, *command, text: str = "") -> subprocess.CompletedProcess:
+    with start(home, *command) as process:
+        out, err = process.communicate(text, timeout=300)
+    return subprocess.CompletedProcess(command, process.returncode, out, err)
+
+
+def run_training(home, workdir, *flags) -> subprocess.CompletedProcess:
+    return run(home, "train.py", f"--config={home / 'tiny.py'}", f"--workdir={workdir}", *flags)
+
+
+def metrics(workdir) -> list[dict]:
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def trained(home):
+    """A finished run, and what its process left."""
+    workdir = home / "run"
+    return workdir, run_training(home, workdir, f"--config.data.test=text:{home / 'corpus'}")
+
+
+def test_training_ends_well_and_leaves_a_whole_run(trained, home):
+    workdir, process = trained
+    assert process.returncode == 0, process.stderr
+    assert "Traceback" not in process.stderr and "Warning" not in process.stderr
+    assert any(line.startswith("trained to step 6 in") for line in process.stderr.splitlines())
+    assert "BLEU" in process.stdout and f"decode.py --workdir={workdir}" in process.stdout
+    names = {path.name for path in workdir.iterdir()}
+    assert {"config.json", "vocabulary.model", "checkpoints", "metrics.jsonl"} <= names
+    assert not any(name.endswith(".tmp") or name.startswith(".") for name in names)
+    assert json.loads((workdir / "test.json").read_text())["sentences"] == 3
+    assert Config.from_json((workdir / "config.json").read_text()).model.model_dim == 16
+    assert any((home / "cache" / "transformer_jax" / "jax").iterdir())
+
+
+def test_metrics_are_logged_in_order_and_validation_last(trained):
+    lines = metrics(trained[0])
+    assert [line["step"] for line in lines] == [2, 4, 6, 6]
+    for name in ("loss", "perplexity", "accuracy", "learning_rate", "gradient_norm"):
+        assert all(line[name] > 0 or name == "accuracy" for line in lines[:3])
+    assert {"valid_loss", "valid_bleu", "valid_chrf", "valid_bleu_signature"} <= lines[3].keys()
+
+
+def test_decoding_gives_a_line_for_each_line(trained, home):
+    process = run(home, "decode.py", f"--workdir={trained[0]}", text="seven\n\ntwo hundred one\n")
+    assert process.returncode == 0, process.stderr
+    lines = process.stdout.split("\n")
+    assert len(lines) == 4 and lines[1] == lines[3] == ""
+
+
+def test_scores_are_one_json_line(trained, home):
+    process = run(
+        home, "decode.py", f"--workdir={trained[0]}", f"--corpus=text:{home / 'corpus'}",
+        "--score", "--checkpoint=last", "--average=2",
+    )  # fmt: skip
+    assert process.returncode == 0, process.stderr
+    assert process.stdout.count("\n") == 1
+    scores = json.loads(process.stdout)
+    assert scores["sentences"] == 3 and 0 <= scores["bleu"] <= 100
+    assert {"chrf", "exact_match", "seconds", "bleu_signature"} <= scores.keys()
+
+
+def test_the_same_command_again_has_nothing_left_to_do(trained, home):
+    before = (trained[0] / "metrics.jsonl").read_text()
+    process = run_training(home, trained[0])
+    assert process.returncode == 0 and "resuming after step 6" in process.stderr
+    assert (trained[0] / "metrics.jsonl").read_text() == before
+
+
+def test_sigterm_saves_and_the_next_start_goes_on(home):
+    workdir = home / "stopped"
+    flags = ["--config.training.num_steps=1000000", "--config.training.save_every=1000000"]
+    command = ["train.py", f"--config={home / 'tiny.py'}", f"--workdir={workdir}", *flags]
+    log = home / "stderr"
+    with log.open("w") as stderr, start(home, *command, stderr=stderr) as process:
+        deadline = time.monotonic() + 240
+        while "step 2:" not in log.read_text():
+            assert process.poll() is None and time.monotonic() < deadline, log.read_text()
+            time.sleep(0.1)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(120) == 128 + signal.SIGTERM
+    last = log.read_text().strip().splitlines()[-1]
+    assert last.startswith("stopped by SIGTERM: saved at step "), last
+    assert "Traceback" not in log.read_text()
+    step = int(last.removeprefix("stopped by SIGTERM: saved at step ").partition(";")[0])
+    assert [path.name for path in (workdir / "checkpoints").iterdir()] == [str(step)]
+    again = run_training(home, workdir, f"--config.training.num_steps={step + 4}")
+    assert again.returncode == 0 and f"resuming after step {step}" in again.stderr
+    steps = [line["step"] for line in metrics(workdir) if "loss" in line]
+    assert steps == list(range(2, step + 5, 2))
+
+
+TRAIN = ("train.py", "--config={home}/tiny.py", "--workdir={home}/new")
+MISTAKES = {
+    "unknown field": ((*TRAIN, "--config.model.num_layer=2"), "config.model.num_layers"),
+    "ill-typed value": ((*TRAIN, "--config.model.num_layers=two"), "num_layers"),
+    "a fraction for an int": ((*TRAIN, "--config.model.num_layers=2.5"), "num_layers"),
+    "heads": ((*TRAIN, "--config.model.num_heads=3"), "config.model.num_heads=3 does not divide"),
+    "misspelt flag": ((*TRAIN, "--workdirr=x"), "workdirr"),
+    "stray argument": ((*TRAIN, "now"), "unexpected argument 'now'"),
+    "no config file": (("train.py", "--config={home}/no.py", "--workdir={home}/new"), "no.py"),
+    "misspelt in the config file": (
+        ("train.py", "--config={home}/misspelt.py", "--workdir={home}/new"), "num_layer",
+    ),
+    "no Config": (("train.py", "--config={home}/three.py", "--workdir={home}/new"), "Config"),
+    "no flags": (("train.py",), "config"),
+    "missing corpus": ((*TRAIN, "--config.data.train=text:{home}/no"), "{home}/no.en"),
+    "below a file": ((*TRAIN[:2], "--workdir={home}/tiny.py/run"), "{home}/tiny.py/run"),
+    "no run": (
+        ("decode.py", "--workdir={home}/nowhere", "--output={home}/output"),
+        "{home}/nowhere is not the workdir",
+    ),
+    "no corpus to score": (("decode.py", "--workdir={home}", "--score"), "--corpus"),
+    "no such input": (("decode.py", "--workdir={home}", "--input={home}/no"), "{home}/no"),
+    "two lines": (
+        ("-c", "from transformer_jax import command_line\n"
+               "def main(_): raise ValueError('one\\ntwo')\n"
+               "command_line.run(main)"),
+        "one two",
+    ),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def mistakes(home):
+    """What each mistake's process left; two at a time, as each spends seconds on its start."""
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        return dict(
+            zip(
+                MISTAKES,
+                pool.map(
+                    lambda mistake: run(home, *(word.format(home=home) for word in mistake[0])),
+                    MISTAKES.values(),
+                ),
+            )
+        )
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_mistake_is_told_in_one_line(mistakes, home, name):
+    process = mistakes[name]
+    assert process.returncode in (1, 2) and process.stdout == ""
+    lines = process.stderr.splitlines()
+    assert len(lines) == 1 and lines[0].startswith("error: "), process.stderr
+    assert "Traceback" not in lines[0]
+    assert MISTAKES[name][1].format(home=home) in lines[0]
+    assert not (home / "new" / "config.json").exists()
+
+
+@pytest.mark.usefixtures("mistakes")
+def test_a_mistake_leaves_the_output_file_as_it_was(home):
+    assert (home / "output").read_text() == "precious\n"
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    (tmp_path / "c.en").write_text("one\ntwo\n")
+    (tmp_path / "c.de").write_text("eins\nzwei\n")
+    return tmp_path / "c"
+
+
+def error_of(tmp_path, **data) -> str:
+    config = Config()
+    for name, value in data.items():
+        setattr(config.data, name, value)
+    with pytest.raises((ValueError, OSError)) as error:
+        train(config, tmp_path / "run")
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_a_bad_corpus_or_vocabulary_ends_the_training_before_it_begins(corpus, tmp_path):
+    text = f"text:{corpus}"
+    assert "config.data.train names no corpus" in error_of(tmp_path)
+    assert "at most" in error_of(tmp_path, train=text, vocab_size=5000)
+    assert "has no pair left" in error_of(tmp_path, train=text, vocab_size=14, max_length=2)
+    unknown = "tfds:wmt14_translat/de-en:train"
+    assert "did you mean wmt14_translate" in error_of(tmp_path, train=unknown)
+    assert "no.model" in error_of(tmp_path, train=text, vocabulary=str(tmp_path / "no.model"))
+    corpus.with_suffix(".de").write_text("eins\n")
+    assert "c.en has 2 lines" in error_of(tmp_path, train=text)
+    corpus.with_suffix(".de").write_bytes(b"eins\n\xff\n")
+    assert "c.de, line 2: not valid UTF-8" in error_of(tmp_path, train=text)
+    for side in (".en", ".de"):
+        corpus.with_suffix(side).write_text("")
+    assert f"{text} is empty" in error_of(tmp_path, train=text)
+    assert not (tmp_path / "run" / "config.json").exists()
+
+
+def test_a_workdir_of_another_config_says_what_differs(trained):
+    config = Config.from_json((trained[0] / "config.json").read_text())
+    config.model.num_layers = 2
+    with pytest.raises(ValueError, match=r"of another config: config\.model\.num_layers: 1 -> 2"):
+        train(config, trained[0])
+
+
+def test_a_run_without_a_checkpoint_cannot_decode(trained, home, tmp_path):
+    for name in ("config.json", "vocabulary.model"):
+        (tmp_path / name).write_bytes((trained[0] / name).read_bytes())
+    process = run(home, "decode.py", f"--workdir={tmp_path}", text="seven\n")
+    assert process.returncode == 1
+    assert process.stderr == f"error: there is no checkpoint in {tmp_path}\n"

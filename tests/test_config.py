@@ -1,0 +1,165 @@
+"""Validation, JSON both ways, differences, and the shipped configs."""
+
+import ast
+import dataclasses
+import importlib.util
+import json
+import pathlib
+
+import pytest
+
+from transformer_jax.config import RESUMABLE, Config, differences, unknown_field
+
+CONFIGS = sorted((pathlib.Path(__file__).parents[1] / "configs").glob("*.py"))
+
+
+def changed(name: str, value) -> Config:
+    """The default config with the field config.`name` set."""
+    config = Config()
+    *groups, field = name.split(".")
+    node = config
+    for group in groups:
+        node = getattr(node, group)
+    setattr(node, field, value)
+    return config
+
+
+def message(config: Config) -> str:
+    with pytest.raises(ValueError) as error:
+        config.validate()
+    return str(error.value)
+
+
+def test_defaults_are_the_papers_base_model_and_valid():
+    config = Config()
+    assert config.validate() is config
+    model = config.model
+    assert (model.num_layers, model.model_dim, model.num_heads) == (6, 512, 8)
+    assert (model.feed_forward_dim, model.dropout_rate, model.norm) == (2048, 0.1, "post")
+    assert (config.optimizer.beta2, config.optimizer.warmup_steps) == (0.98, 4000)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "wanted"),
+    [
+        ("model.num_layers", 0, "must be at least 1"),
+        ("model.dropout_rate", 1.0, "must be from 0.0 to 0.999"),
+        ("model.dropout_rate", -0.1, "must be from 0.0 to 0.999"),
+        ("optimizer.learning_rate", float("nan"), "must be at least 0.0"),
+        ("data.vocab_size", 7, "must be at least 8"),
+        ("decoding.beam_size", 65, "must be from 1 to 64"),
+        ("seed", 2**31, "must be from 0 to"),
+        ("model.norm", "middle", "is not one of post, pre"),
+        ("training.best_metric", "chrf", "is not one of bleu, loss"),
+        ("model.num_layers", 2.0, "is not of type int"),
+        ("model.num_layers", "2", "is not of type int"),
+        ("model.num_layers", True, "is not of type int"),
+        ("model.dropout_rate", False, "is not of type float"),
+        ("model.attention_bias", 1, "is not of type bool"),
+        ("data.train", None, "is not of type str"),
+    ],
+)
+def test_a_bad_value_is_told_with_its_field_and_what_it_takes(name, value, wanted):
+    assert message(changed(name, value)).startswith(f"config.{name}={value!r} {wanted}")
+
+
+def test_a_float_field_takes_an_int():
+    changed("model.dropout_rate", 0).validate()
+
+
+def test_heads_must_divide_the_width():
+    told = message(changed("model.num_heads", 7))
+    assert "config.model.num_heads=7" in told and "config.model.model_dim=512" in told
+
+
+def test_width_must_be_even():
+    config = changed("model.model_dim", 9)
+    config.model.num_heads = 3
+    assert "config.model.model_dim=9 is odd" in message(config)
+
+
+def test_the_longest_pair_must_fit_a_batch():
+    changed("data.tokens_per_batch", 128).validate()
+    assert "config.data.max_length=128" in message(changed("data.tokens_per_batch", 127))
+
+
+def test_rows_must_be_a_multiple_of_8():
+    assert "multiple of 8" in message(changed("decoding.rows", 12))
+
+
+def test_json_round_trip_keeps_every_field():
+    config = Config()
+    for group in dataclasses.fields(config):
+        node = getattr(config, group.name)
+        for field in dataclasses.fields(node) if dataclasses.is_dataclass(node) else []:
+            value, choices = getattr(node, field.name), field.metadata.get("choices")
+            if isinstance(value, str):
+                setattr(node, field.name, choices[-1] if choices else "é\n" + field.name)
+            else:
+                setattr(node, field.name, not value if isinstance(value, bool) else value or 1)
+    config.seed, config.optimizer.epsilon = 7, 1.2345678901234567e-9
+    assert Config.from_json(config.to_json()) == config != Config()
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        (
+            {"model": {"num_layer": 3}},
+            "no field config.model.num_layer; did you mean config.model.num_l",
+        ),
+        ({"modell": {}}, "there is no field config.modell"),
+        ({"model": 3}, "config.model is 3, not a group of fields"),
+        ({"model": {"num_layers": 0}}, "config.model.num_layers=0 must be at least 1"),
+        ([], "config is [], not a group of fields"),
+    ],
+)
+def test_json_of_another_shape_is_refused(values, told):
+    with pytest.raises(ValueError) as error:
+        Config.from_json(json.dumps(values))
+    assert told in str(error.value)
+
+
+def test_an_unknown_field_names_the_nearest():
+    assert "did you mean config.model.num_heads" in unknown_field("config.model.num_head")
+    # The right name in the wrong group.
+    assert "config.training.label_smoothing" in unknown_field("config.model.label_smoothing")
+    assert unknown_field("config." + "xyz" * 9) == "there is no field config." + "xyz" * 9
+
+
+def test_differences_name_what_keeps_a_run_from_going_on():
+    new = changed("model.num_layers", 2)
+    new.data.vocab_size = 99
+    assert differences(Config(), new) == [
+        "config.model.num_layers: 6 -> 2",
+        "config.data.vocab_size: 8000 -> 99",
+    ]
+
+
+def test_lengths_intervals_paths_and_decoding_may_change():
+    new = changed("decoding.beam_size", 1)
+    for name in RESUMABLE:
+        _, group, field = name.split(".")
+        setattr(getattr(new, group), field, "x" if group == "data" else 12345)
+    assert differences(Config(), new) == []
+    for name in ("seed", "data.max_pairs", "optimizer.warmup_steps", "training.label_smoothing"):
+        assert len(differences(Config(), changed(name, 0.5))) == 1
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_a_shipped_config_is_valid_and_imports_only_the_schema(path):
+    imported = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            imported |= {name.name for name in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            imported.add(node.module)
+    assert imported <= {"transformer_jax.config"}
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert isinstance(module.get_config().validate(), Config)
+
+
+def test_there_are_configs():
+    assert {path.stem for path in CONFIGS} >= {"quickstart"}

@@ -1,0 +1,290 @@
+"""Checkpoints: bit-exact, checked, kept, averaged, and told of when they are missing."""
+
+import json
+import logging
+import pathlib
+import shutil
+
+import jax
+import ml_dtypes
+import numpy as np
+import pytest
+
+from transformer_jax.config import Config
+from transformer_jax.decoding.translator import Translator
+from transformer_jax.training.checkpoint import (
+    Checkpoints,
+    abstract_model,
+    checksum,
+    flatten,
+    load_run,
+    unflatten,
+)
+from transformer_jax.training.loop import train
+
+# Reads that tensorstore still has under way when one fails end in a closed event loop.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+
+def tree(seed: int = 0):
+    random = np.random.default_rng(seed)
+    kernel = random.integers(0, 2**32, (64, 65), np.uint32).view(np.float32)
+    return {
+        "layers": [
+            {"kernel": kernel},
+            {"kernel": random.normal(size=3).astype(ml_dtypes.bfloat16)},
+        ],
+        "count": np.int32(7 + seed),
+    }
+
+
+def write(workdir, steps: dict[int, float | None], keep: int = 10) -> None:
+    checkpoints = Checkpoints(workdir, keep, create=True)
+    for step, score in steps.items():
+        checkpoints.save(step, tree(step), {"count": np.int32(step)}, {"step": step}, score)
+        checkpoints.wait()
+    checkpoints.close()
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """Checkpoints of steps 1 and 2, opened for reading."""
+    write(tmp_path, {1: None, 2: None})
+    checkpoints = Checkpoints(tmp_path)
+    yield checkpoints
+    checkpoints.close()
+
+
+def data_file(folder: pathlib.Path, content: bytes) -> pathlib.Path:
+    return next(p for p in folder.rglob("*") if p.is_file() and content in p.read_bytes())
+
+
+def test_flatten_names_arrays_by_path_and_unflatten_is_its_inverse():
+    arrays = flatten(tree())
+    assert sorted(arrays) == ["count", "layers.0.kernel", "layers.1.kernel"]
+    again = unflatten(tree(1), arrays)
+    assert jax.tree.structure(again) == jax.tree.structure(tree())
+    assert checksum(flatten(again)) == checksum(arrays)
+
+
+def test_flatten_copies():
+    params = {"a": np.zeros(3)}
+    arrays = flatten(params)
+    params["a"][0] = 1.0
+    assert arrays["a"][0] == 0.0
+
+
+def test_parameters_of_a_model_have_readable_names():
+    config = Config()
+    config.model.num_layers = 1
+    _, shapes = abstract_model(config, 100)
+    names = [name for name, _ in jax.tree_util.tree_flatten_with_path(shapes)[0]]
+    flat = flatten(jax.tree.map(lambda x: np.zeros(x.shape[:0]), shapes))
+    assert len(flat) == len(names)
+    assert "encoder.0.self_attention.query.kernel" in flat
+    assert "encoder.0.self_attention.value.kernel" in flat
+    assert not any(name.endswith(".value") or "[" in name for name in flat)
+
+
+@pytest.mark.parametrize("change", ["value", "name", "dtype", "shape"])
+def test_the_checksum_tells(change):
+    arrays = {"a": np.arange(4, dtype=np.int32), "b": np.ones(2, np.float32)}
+    other = (
+        dict(arrays)
+        | {
+            "value": {"b": np.array([1.0, np.nextafter(np.float32(1), 2)], np.float32)},
+            "dtype": {"b": np.ones(2, np.float32).view(np.int32)},
+            "shape": {"a": np.arange(4, dtype=np.int32).reshape(2, 2)},
+            "name": {},
+        }[change]
+    )
+    if change == "name":
+        other["c"] = other.pop("b")
+    assert checksum(arrays) == checksum(dict(reversed(arrays.items())))
+    assert checksum(arrays) != checksum(other)
+
+
+def test_what_is_restored_is_equal_to_the_bit(saved):
+    trees = saved.restore(2, params=tree(), optimizer={"count": np.int32(0)})
+    assert jax.tree.structure(trees["params"]) == jax.tree.structure(tree(2))
+    for got, wanted in zip(jax.tree.leaves(trees["params"]), jax.tree.leaves(tree(2))):
+        assert got.dtype == wanted.dtype and got.shape == wanted.shape
+        assert got.tobytes() == wanted.tobytes()
+    assert trees["optimizer"]["count"] == 2
+    assert saved.run_state(1)["step"] == 1 and saved.steps() == [2, 1]
+
+
+def test_saving_takes_a_copy_at_once(tmp_path):
+    checkpoints = Checkpoints(tmp_path, create=True)
+    params = {"a": np.zeros(1000, np.float32)}
+    checkpoints.save(1, params, params, {}, None)
+    params["a"][:] = 1.0
+    checkpoints.wait()
+    assert not checkpoints.restore(1, params=params)["params"]["a"].any()
+    checkpoints.close()
+
+
+def test_the_latest_and_the_best_are_kept(tmp_path):
+    write(tmp_path, {1: 1.0, 2: 5.0, 3: 2.0, 4: None, 5: 3.0}, keep=2)
+    checkpoints = Checkpoints(tmp_path)
+    assert checkpoints.steps() == [5, 4, 2] and checkpoints.best_step() == 2
+    assert int(checkpoints.restore(2, params=tree())["params"]["count"]) == 9
+    checkpoints.close()
+
+
+def test_without_an_evaluation_none_is_best(saved):
+    assert saved.best_step() is None
+
+
+def test_a_step_saved_again_has_its_score(tmp_path):
+    write(tmp_path, {1: 2.0, 2: None})
+    write(tmp_path, {2: 3.0})
+    checkpoints = Checkpoints(tmp_path)
+    assert checkpoints.steps() == [2, 1] and checkpoints.best_step() == 2
+    checkpoints.close()
+
+
+def test_a_flipped_bit_is_found(saved):
+    kernel = tree(2)["layers"][0]["kernel"].tobytes()
+    path = data_file(saved.folder / "2" / "params", kernel[:64])
+    content = bytearray(path.read_bytes())
+    content[content.index(kernel[:64]) + 5] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"checkpoints/2 is damaged") as error:
+        saved.restore(2, params=tree())
+    assert "\n" not in str(error.value)
+    saved.restore(2, optimizer={"count": np.int32(0)})
+    saved.restore(1, params=tree())
+
+
+def test_a_checksum_that_does_not_fit_is_an_error(saved):
+    path = data_file(saved.folder / "2" / "run", b"checksums")
+    run = json.loads(path.read_text())
+    run["checksums"]["params"] ^= 1
+    path.write_text(json.dumps(run))
+    with pytest.raises(ValueError, match=r"is damaged: .*the params are not what was saved"):
+        saved.restore(2, params=tree())
+
+
+def test_truncated_data_is_found(saved):
+    kernel = tree(2)["layers"][0]["kernel"].tobytes()
+    path = data_file(saved.folder / "2" / "params", kernel[:64])
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(ValueError, match=r"checkpoints/2 is damaged"):
+        saved.restore(2, params=tree())
+
+
+def test_a_damaged_checkpoint_set_aside_leaves_its_step_free(tmp_path):
+    write(tmp_path, {1: None, 2: None})
+    checkpoints = Checkpoints(tmp_path, create=True)
+    checkpoints.set_aside(2)
+    assert checkpoints.steps() == [1]
+    assert (checkpoints.folder / "damaged-2").is_dir()
+    checkpoints.close()
+    write(tmp_path, {2: None})
+    checkpoints = Checkpoints(tmp_path)
+    assert checkpoints.steps() == [2, 1]
+    checkpoints.close()
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A run of six updates with checkpoints of steps 2, 4 and 6, none evaluated."""
+    workdir = tmp_path_factory.mktemp("run")
+    config = Config()
+    config.model.num_layers, config.model.model_dim, config.model.num_heads = 1, 16, 2
+    config.model.feed_forward_dim = 16
+    config.data.train, config.data.max_pairs = "numbers:train", 300
+    config.data.vocab_size, config.data.vocabulary_kind = 100, "bpe"
+    config.data.tokens_per_batch, config.data.num_buckets = 512, 1
+    config.training.num_steps, config.training.save_every, config.training.log_every = 6, 2, 3
+    assert train(config, workdir) == 0
+    return workdir
+
+
+@pytest.fixture
+def run(trained, tmp_path):
+    """A copy of the run, to be damaged."""
+    return pathlib.Path(shutil.copytree(trained, tmp_path / "run"))
+
+
+def params_of(workdir, checkpoint: str, average: int = 1) -> dict[str, np.ndarray]:
+    return flatten(load_run(workdir, checkpoint, average)[3])
+
+
+def same(one, other) -> bool:
+    return checksum(one) == checksum(other)
+
+
+def test_best_is_the_last_where_none_was_evaluated(trained):
+    steps = {step: params_of(trained, step) for step in ("2", "4", "6")}
+    assert same(params_of(trained, "best"), steps["6"])
+    assert same(params_of(trained, "last"), steps["6"])
+    assert not same(steps["4"], steps["6"])
+
+
+def test_an_average_is_the_mean_of_the_last(trained):
+    steps = [params_of(trained, step) for step in ("4", "6")]
+    average = params_of(trained, "best", 2)
+    for name, leaf in average.items():
+        mean = np.mean([step[name] for step in steps], axis=0, dtype=np.float64)
+        np.testing.assert_allclose(leaf, mean, rtol=1e-6, atol=1e-9)
+        assert leaf.dtype == np.float32
+    with pytest.raises(ValueError, match="3 sound checkpoints of 3; 4 was wanted"):
+        load_run(trained, average=4)
+
+
+def test_a_loaded_run_translates(trained):
+    translator = Translator.from_workdir(trained, checkpoint="4")
+    assert same(flatten(translator.params), params_of(trained, "4"))
+    assert len(translator.translate(["seven", ""], max_length=8)) == 2
+
+
+@pytest.mark.parametrize("damage", ["truncated", "empty folder", "no run item"])
+def test_a_damaged_checkpoint_gives_way_to_the_one_before_with_a_warning(run, damage, caplog):
+    folder = run / "checkpoints" / "6"
+    if damage == "truncated":
+        biggest = max((folder / "params").rglob("*"), key=lambda path: path.stat().st_size)
+        biggest.write_bytes(biggest.read_bytes()[:50])
+    else:
+        shutil.rmtree(folder / "run" if damage == "no run item" else folder)
+        folder.mkdir(exist_ok=True)
+    with caplog.at_level(logging.WARNING, "transformer_jax"):
+        assert same(params_of(run, "best"), params_of(run, "4"))
+        wanted = {
+            name: (leaf + params_of(run, "2")[name]) / 2
+            for name, leaf in params_of(run, "4").items()
+        }
+        average = params_of(run, "best", 2)
+    assert all(np.allclose(average[name], wanted[name], atol=1e-6) for name in wanted)
+    if damage != "empty folder":  # which Orbax may well not count as a step
+        assert "checkpoints/6 is damaged" in caplog.text and "one before" in caplog.text
+
+
+def test_a_damaged_checkpoint_that_was_asked_for_is_an_error(run):
+    shutil.rmtree(run / "checkpoints" / "4" / "params")
+    with pytest.raises(ValueError):
+        load_run(run, "4")
+
+
+def test_what_is_missing_is_told(run, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"nowhere is not the workdir of a run"):
+        load_run(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match=r"no checkpoint '5' in .*, only best, last, 6, 4, 2"):
+        load_run(run, "5")
+    shutil.rmtree(run / "checkpoints")
+    with pytest.raises(FileNotFoundError, match="there is no checkpoint in"):
+        load_run(run)
+    assert not (run / "checkpoints").exists()
+    (run / "config.json").write_text('{"seed": ')
+    with pytest.raises(ValueError, match=r"config\.json"):
+        load_run(run)
+
+
+def test_loading_changes_nothing_in_the_run(run):
+    def files():
+        return {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+
+    before = files()
+    load_run(run, "best", 2)
+    assert files() == before

@@ -1,0 +1,112 @@
+"""Means of reports, and the log they are kept in."""
+
+import json
+import math
+import sys
+
+import pytest
+
+from transformer_jax.training.metrics import FILE, Meter, MetricLog, means
+
+
+def sums(tokens: float, **more: float) -> dict[str, float]:
+    values = {"loss": 6.0, "cross_entropy": 4.0, "correct": 3.0, "probability": 2.0}
+    return values | {"tokens": tokens, "padding": 2.0, "places": 8.0} | more
+
+
+@pytest.fixture
+def no_tensorboard(monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorboardX", None)
+
+
+def lines(workdir) -> list[dict]:
+    return [json.loads(line) for line in (workdir / FILE).read_text().splitlines()]
+
+
+def test_means_are_over_tokens_and_padding_over_places():
+    assert means(sums(4)) == {
+        "loss": 1.5,
+        "perplexity": pytest.approx(math.e),
+        "accuracy": 0.75,
+        "probability": 0.5,
+        "padding": 0.25,
+    }
+
+
+def test_means_of_nothing_and_of_a_huge_loss_are_finite():
+    assert means(sums(0, cross_entropy=0.0, places=0.0))["perplexity"] == 1.0
+    assert math.isfinite(means(sums(1, cross_entropy=1e6))["perplexity"])
+
+
+def test_a_report_weighs_steps_by_their_tokens_and_begins_anew():
+    meter = Meter()
+    meter.start_clock()
+    meter.add(sums(1, loss=10.0) | {"learning_rate": 1.0})
+    meter.add(sums(3, loss=2.0))
+    report = meter.report()
+    assert report["loss"] == 3.0 and report["accuracy"] == 1.5
+    assert report["target_tokens_per_s"] > 0 and report["seconds_per_step"] > 0
+    meter.add(sums(2, loss=8.0))
+    assert meter.report()["loss"] == 4.0
+    assert meter.report()["loss"] == 0.0
+
+
+def test_resumed_sums_report_what_an_uninterrupted_run_does():
+    whole, before = Meter(), Meter()
+    for meter in (whole, before):
+        meter.add(sums(1, loss=10.0))
+    resumed = Meter(json.loads(json.dumps(before.sums)))
+    for meter in (whole, resumed):
+        meter.add(sums(3, loss=2.0))
+    speeds = ("target_tokens_per_s", "seconds_per_step")
+    one, other = (
+        {k: v for k, v in m.report().items() if k not in speeds} for m in (whole, resumed)
+    )
+    assert one == other
+    assert before.sums["loss"] == 10.0
+
+
+def test_the_clock_counts_training_alone(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("transformer_jax.training.metrics.time.monotonic", lambda: now[0])
+    meter = Meter()
+    for seconds, change in [(0, meter.start_clock), (2, meter.stop_clock), (50, meter.start_clock)]:
+        now[0] += seconds
+        change()
+    now[0] += 3
+    meter.add(sums(20))
+    report = meter.report()
+    assert report["seconds_per_step"] == 5.0 and report["target_tokens_per_s"] == 4.0
+
+
+@pytest.mark.usefixtures("no_tensorboard")
+def test_the_log_is_an_object_a_line(tmp_path):
+    log = MetricLog(tmp_path, 0)
+    log.write(5, {"loss": 1.5, "signature": "ü"})
+    assert lines(tmp_path) == [{"step": 5, "loss": 1.5, "signature": "ü"}]  # before it is closed
+    log.write(10, {"loss": 0.5})
+    log.close()
+    assert [line["step"] for line in lines(tmp_path)] == [5, 10]
+
+
+@pytest.mark.usefixtures("no_tensorboard")
+def test_a_resumed_log_drops_later_steps_and_a_half_written_line(tmp_path):
+    log = MetricLog(tmp_path, 0)
+    for step in (5, 10, 15):
+        log.write(step, {"loss": step})
+    log.close()
+    with (tmp_path / FILE).open("a") as file:
+        file.write('{"step": 1')
+    log = MetricLog(tmp_path, 10)
+    log.write(11, {"loss": 11})
+    log.close()
+    assert lines(tmp_path) == [{"step": step, "loss": step} for step in (5, 10, 11)]
+
+
+def test_tensorboard_gets_the_numbers(tmp_path):
+    pytest.importorskip("tensorboardX")
+    log = MetricLog(tmp_path, 0)
+    log.write(1, {"loss": 1.5, "signature": "text"})
+    log.close()
+    assert len(lines(tmp_path)) == 1
+    assert any(b"loss" in file.read_bytes() for file in (tmp_path / "tensorboard").iterdir())

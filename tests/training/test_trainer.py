@@ -1,0 +1,177 @@
+"""A run: resumed to the bit, stopped by what is not finite, started from another."""
+
+import json
+import logging
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+
+from transformer_jax.config import (
+    Config,
+    DataConfig,
+    DecodingConfig,
+    ModelConfig,
+    OptimizerConfig,
+    TrainingConfig,
+)
+from transformer_jax.decoding.translator import Translator
+from transformer_jax.training import loop
+from transformer_jax.training.trainer import NotFiniteError, Trainer
+
+
+def make_config(num_steps: int = 6, **sections: dict) -> Config:
+    """A model of 500 weights or so on 200 numbers, with dropout."""
+    fields = {
+        "model": {
+            "num_layers": 1,
+            "model_dim": 8,
+            "num_heads": 2,
+            "feed_forward_dim": 16,
+            "dropout_rate": 0.3,
+        },
+        "data": {
+            "train": "numbers:train",
+            "max_pairs": 200,
+            "vocab_size": 90,
+            "vocabulary_kind": "bpe",
+            "max_length": 40,
+            "num_buckets": 2,
+            "tokens_per_batch": 320,
+        },
+        "optimizer": {"learning_rate": 0.01, "warmup_steps": 4, "clip_norm": 1.0},
+        "training": {"log_every": 2, "eval_every": 0, "save_every": 100, "eval_sentences": 8},
+        "decoding": {"beam_size": 2, "max_length": 24, "rows": 8},
+    }
+    for name, values in sections.items():
+        fields[name] |= values
+    fields["training"]["num_steps"] = num_steps
+    classes = (ModelConfig, DataConfig, OptimizerConfig, TrainingConfig, DecodingConfig)
+    return Config(
+        **{name: make(**fields[name]) for name, make in zip(fields, classes, strict=True)}
+    )
+
+
+def run(config: Config, workdir: pathlib.Path, updates: int) -> Trainer:
+    trainer = Trainer(config, workdir)
+    for _ in range(updates):
+        trainer.advance()
+    trainer.save()
+    trainer.close()
+    return trainer
+
+
+def reports(workdir: pathlib.Path) -> list[dict]:
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    speeds = ("target_tokens_per_s", "seconds_per_step", "seconds_left")
+    return [{k: v for k, v in line.items() if k not in speeds} for line in lines]
+
+
+@pytest.mark.parametrize("accumulate_steps", [1, 2])
+def test_six_updates_equal_three_and_a_restart_and_three_to_the_bit(tmp_path, accumulate_steps):
+    """With dropout on; the restart stands between two reports."""
+    config = make_config(training={"accumulate_steps": accumulate_steps})
+    whole = run(config, tmp_path / "whole", 6)
+    run(config, tmp_path / "parts", 3)
+    resumed = run(config, tmp_path / "parts", 3)
+    assert resumed.step == whole.step == 6
+    leaves = jax.tree.leaves(resumed.state)
+    for got, wanted in zip(leaves, jax.tree.leaves(whole.state), strict=True):
+        np.testing.assert_array_equal(got, wanted)
+    assert reports(tmp_path / "parts") == reports(tmp_path / "whole")
+    assert len(reports(tmp_path / "whole")) == 3
+
+
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, caplog):
+    config = make_config()
+    run(config, tmp_path, 2)
+    whole = run(config, tmp_path, 2)
+    largest = max((tmp_path / "checkpoints/4").rglob("*"), key=lambda path: path.stat().st_size)
+    largest.write_bytes(largest.read_bytes()[:10])
+    with caplog.at_level(logging.WARNING):
+        again = Trainer(config, tmp_path)
+    assert again.step == 2
+    assert "checkpoints/4 is damaged" in caplog.text
+    again.advance()
+    again.advance()
+    again.save()
+    again.close()
+    for got, wanted in zip(
+        jax.tree.leaves(again.state), jax.tree.leaves(whole.state), strict=True
+    ):
+        np.testing.assert_array_equal(got, wanted)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_is_never_saved(tmp_path):
+    config = make_config(optimizer={"learning_rate": 1e30, "clip_norm": 0.0, "warmup_steps": 1})
+    trainer = Trainer(config, tmp_path)
+    with pytest.raises(NotFiniteError, match="not finite: nothing was saved; a lower"):
+        for _ in range(6):
+            trainer.advance()
+            trainer.save()
+    saved = trainer.checkpoints.steps()
+    trainer.close()
+    for step in saved:
+        translator = Translator.from_workdir(tmp_path, checkpoint=str(step))
+        assert all(np.isfinite(x).all() for x in jax.tree.leaves(translator.params))
+
+
+def test_init_from_starts_with_the_other_runs_parameters_and_vocabulary(tmp_path):
+    first = run(make_config(), tmp_path / "first", 2)
+    config = make_config(
+        data={"max_pairs": 150}, training={"init_from": str(tmp_path / "first")}
+    )
+    second = Trainer(config, tmp_path / "second")
+    second.close()
+    assert second.step == 0
+    assert second.data.vocabulary.model == first.data.vocabulary.model
+    leaves = jax.tree.leaves(second.state.params)
+    for got, wanted in zip(leaves, jax.tree.leaves(first.state.params), strict=True):
+        np.testing.assert_array_equal(got, wanted)
+
+
+def test_init_from_another_shape_says_which_parameter(tmp_path):
+    run(make_config(), tmp_path / "first", 1)
+    config = make_config(
+        model={"feed_forward_dim": 8}, training={"init_from": str(tmp_path / "first")}
+    )
+    with pytest.raises(ValueError, match=r"parameter decoder\.0\.feed_forward.* was wanted"):
+        Trainer(config, tmp_path / "second")
+
+
+def test_a_corpus_that_changed_is_not_resumed_on(tmp_path):
+    for language in ("en", "de"):
+        lines = [f"{a} {b} {c}" for a in "abcdef" for b in "ghijkl" for c in "mnopqr"]
+        (tmp_path / f"c.{language}").write_text("\n".join(lines))
+    config = make_config(data={"train": f"text:{tmp_path}/c", "vocab_size": 40})
+    run(config, tmp_path / "run", 1)
+    (tmp_path / "c.de").write_text("\n".join(reversed(lines)))
+    with pytest.raises(ValueError, match="its content has changed"):
+        Trainer(config, tmp_path / "run")
+
+
+def test_the_loop_evaluates_keeps_the_best_and_runs_out_of_patience(tmp_path, capsys):
+    config = make_config(
+        100,
+        data={"valid": "numbers:valid"},
+        # So small that no parameter moves: no evaluation is better than the first.
+        optimizer={"learning_rate": 1e-30},
+        training={"eval_every": 2, "patience": 2, "best_metric": "loss", "save_every": 3},
+    )
+    assert loop.train(config, tmp_path) == 0
+    lines = reports(tmp_path)
+    evaluated = [line for line in lines if "valid_loss" in line]
+    assert [line["step"] for line in evaluated] == [2, 4, 6]
+    assert {"valid_bleu", "valid_chrf", "valid_bleu_signature"} <= evaluated[0].keys()
+    assert (tmp_path / "checkpoints/2").is_dir() and (tmp_path / "checkpoints/6").is_dir()
+    assert f"--workdir={tmp_path}" in capsys.readouterr().out
+    trainer = Trainer(config, tmp_path)
+    assert trainer.checkpoints.best_step() == 2
+    trainer.close()
+
+
+def test_profile_steps_write_a_trace(tmp_path):
+    config = make_config(4)
+    assert loop.train(config, tmp_path, profile_steps=(1, 2)) == 0
+    assert list((tmp_path / "profile").rglob("*.xplane.pb"))
