@@ -4,8 +4,6 @@ The same command again resumes. Any field of the config can be set beside it, as
 --config.model.num_layers=3.
 """
 
-import re
-
 from absl import flags
 from ml_collections import config_flags
 
@@ -17,18 +15,20 @@ _PROFILE_STEPS = flags.DEFINE_string(
     "profile_steps", "", "FIRST:LAST steps to trace with jax.profiler into WORKDIR/profile."
 )
 flags.mark_flags_as_required(["config", "workdir"])
-flags.register_validator(
-    "profile_steps",
-    lambda value: not value or re.fullmatch(r"\d+:\d+", value),
-    "two step numbers were wanted, as in --profile_steps=10:20",
-)
 
 
 def main(_) -> int:
     from transformer_jax.training.loop import train
 
-    steps = tuple(int(step) for step in _PROFILE_STEPS.value.split(":") if step)
-    return train(_CONFIG.value, _WORKDIR.value, steps or None)
+    steps = None
+    if _PROFILE_STEPS.value:
+        first, _, last = _PROFILE_STEPS.value.partition(":")
+        if not (first.isdecimal() and last.isdecimal() and 1 <= int(first) <= int(last)):
+            raise ValueError(
+                f"--profile_steps={_PROFILE_STEPS.value} is not FIRST:LAST, such as 10:20"
+            )
+        steps = int(first), int(last)
+    return train(_CONFIG.value, _WORKDIR.value, steps)
 
 
 if __name__ == "__main__":

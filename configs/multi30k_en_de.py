@@ -1,4 +1,11 @@
-"""Multi30k, English to German."""
+"""Multi30k, English to German: 29,000 image captions, a model for two CPU cores.
+
+Source: Multi30k task 1 (Elliott et al. 2016), raw text, as text:PREFIX with train, valid and
+test (test_2016_flickr). A narrow model sees the data often enough in the time: 4 + 4 layers
+of 128, close to the "tiny" Transformer of Wu et al. 2021.
+
+    python train.py --config=configs/multi30k_en_de.py --workdir=runs/multi30k_en_de
+"""
 
 from transformer_jax.config import (
     Config,
@@ -11,9 +18,15 @@ from transformer_jax.config import (
 
 
 def get_config() -> Config:
+    """Pre-layer-norm and strong dropout, for little data and a high learning rate."""
     return Config(
         model=ModelConfig(
-            num_layers=4, model_dim=256, num_heads=4, feed_forward_dim=512, dropout_rate=0.3
+            num_layers=4,
+            model_dim=128,
+            num_heads=4,
+            feed_forward_dim=512,
+            dropout_rate=0.3,
+            norm="pre",
         ),
         data=DataConfig(
             train="text:../shared/data/multi30k-en-de/train",
@@ -22,13 +35,17 @@ def get_config() -> Config:
             vocab_size=6000,
             max_length=80,
             num_buckets=8,
-            tokens_per_batch=4096,
+            tokens_per_batch=2048,
         ),
         optimizer=OptimizerConfig(
-            schedule="cosine", learning_rate=2e-3, warmup_steps=400, clip_norm=1.0
+            schedule="cosine", learning_rate=3e-3, warmup_steps=800, clip_norm=1.0
         ),
         training=TrainingConfig(
-            num_steps=3000, log_every=50, eval_every=500, eval_sentences=250, save_every=500
+            num_steps=9000,
+            log_every=50,
+            eval_every=1500,
+            eval_sentences=500,
+            save_every=500,
         ),
         decoding=DecodingConfig(max_length=100),
     )

@@ -4,6 +4,7 @@ import concurrent.futures
 import json
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -137,9 +138,10 @@ def test_sigterm_saves_and_the_next_start_goes_on(home):
         process.send_signal(signal.SIGTERM)
         assert process.wait(120) == 128 + signal.SIGTERM
     last = log.read_text().strip().splitlines()[-1]
-    assert last.startswith("stopped by SIGTERM: saved at step "), last
+    stopped = re.match(r"stopped by SIGTERM\b.* step (\d+);", last)
+    assert stopped, last
     assert "Traceback" not in log.read_text()
-    step = int(last.removeprefix("stopped by SIGTERM: saved at step ").partition(";")[0])
+    step = int(stopped[1])
     assert [path.name for path in (workdir / "checkpoints").iterdir()] == [str(step)]
     again = run_training(home, workdir, f"--config.training.num_steps={step + 4}")
     assert again.returncode == 0 and f"resuming after step {step}" in again.stderr

@@ -159,7 +159,3 @@ def test_a_shipped_config_is_valid_and_imports_only_the_schema(path):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     assert isinstance(module.get_config().validate(), Config)
-
-
-def test_there_are_configs():
-    assert {path.stem for path in CONFIGS} >= {"quickstart"}

@@ -54,9 +54,9 @@ def test_max_pairs_are_the_first(tmp_path):
 
 
 def test_only_line_feeds_end_lines_and_a_carriage_return_before_one_is_dropped(tmp_path):
-    (tmp_path / "c.en").write_bytes("a\u2028b\x0bc\r\n\r\nlast".encode())
+    (tmp_path / "c.en").write_bytes("a\u2028b\x0bc \r\n\r\nlast".encode())
     (tmp_path / "c.de").write_bytes(b"x\n\nz")
-    assert read(tmp_path / "c") == [Pair("a\u2028b\x0bc", "x"), Pair("", ""), Pair("last", "z")]
+    assert read(tmp_path / "c") == [Pair("a\u2028b\x0bc ", "x"), Pair("", ""), Pair("last", "z")]
 
 
 @pytest.mark.parametrize(("english", "german"), [(5, 3), (2, 5), (0, 4)])

@@ -84,7 +84,7 @@ def test_n_best_lists_are_sorted_and_begin_with_the_best(translator, translation
     for best, each in zip(translations, translator.translate(LINES, n_best=3)):
         scores = [hypothesis.score for hypothesis in each.hypotheses]
         assert len(scores) == 3 and scores == sorted(scores, reverse=True)
-        assert each.text == best.text
+        assert len(best.hypotheses) == 1 and each.text == best.text
         if best.text:
             assert len({hypothesis.log_prob for hypothesis in each.hypotheses}) == 3
 
@@ -118,11 +118,18 @@ def test_the_score_is_the_log_probability_over_the_length_penalty(translator, tr
         assert not each.text or each.hypotheses[0].log_prob < each.hypotheses[0].score < 0
 
 
-def test_long_lines_are_cut_and_say_so(translator, lengths):
-    cut = sorted(lengths)[4]
+def test_long_lines_are_cut_and_say_so(translator, lengths, monkeypatch):
+    read, cut = [], sorted(lengths)[4]
+
+    def noted(sentences, rows, length):
+        read.extend(sentences)
+        return pad_rows(sentences, rows, length)
+
+    monkeypatch.setattr("transformer_jax.decoding.translator.pad_rows", noted)
     found = translator.translate(LINES, max_length=cut)
     assert [each.truncated for each in found] == [length > cut for length in lengths]
-    assert sum(length > cut for length in lengths) > 1
+    assert sorted(map(len, read))[-2:] == [cut, cut]
+    assert all(sentence[-1] == EOS for sentence in read)
 
 
 def test_translations_are_no_longer_than_allowed(translator, lengths, monkeypatch):

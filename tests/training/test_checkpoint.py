@@ -1,6 +1,5 @@
 """Checkpoints: bit-exact, checked, kept, averaged, and told of when they are missing."""
 
-import json
 import logging
 import pathlib
 import shutil
@@ -65,13 +64,6 @@ def test_flatten_names_arrays_by_path_and_unflatten_is_its_inverse():
     again = unflatten(tree(1), arrays)
     assert jax.tree.structure(again) == jax.tree.structure(tree())
     assert checksum(flatten(again)) == checksum(arrays)
-
-
-def test_flatten_copies():
-    params = {"a": np.zeros(3)}
-    arrays = flatten(params)
-    params["a"][0] = 1.0
-    assert arrays["a"][0] == 0.0
 
 
 def test_parameters_of_a_model_have_readable_names():
@@ -155,15 +147,6 @@ def test_a_flipped_bit_is_found(saved):
     assert "\n" not in str(error.value)
     saved.restore(2, optimizer={"count": np.int32(0)})
     saved.restore(1, params=tree())
-
-
-def test_a_checksum_that_does_not_fit_is_an_error(saved):
-    path = data_file(saved.folder / "2" / "run", b"checksums")
-    run = json.loads(path.read_text())
-    run["checksums"]["params"] ^= 1
-    path.write_text(json.dumps(run))
-    with pytest.raises(ValueError, match=r"is damaged: .*the params are not what was saved"):
-        saved.restore(2, params=tree())
 
 
 def test_truncated_data_is_found(saved):

@@ -97,16 +97,14 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, caplog):
     again.advance()
     again.save()
     again.close()
-    for got, wanted in zip(
-        jax.tree.leaves(again.state), jax.tree.leaves(whole.state), strict=True
-    ):
+    for got, wanted in zip(jax.tree.leaves(again.state), jax.tree.leaves(whole.state), strict=True):
         np.testing.assert_array_equal(got, wanted)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_is_never_saved(tmp_path):
     config = make_config(optimizer={"learning_rate": 1e30, "clip_norm": 0.0, "warmup_steps": 1})
     trainer = Trainer(config, tmp_path)
-    with pytest.raises(NotFiniteError, match="not finite: nothing was saved; a lower"):
+    with pytest.raises(NotFiniteError, match="not finite: .*; a lower"):
         for _ in range(6):
             trainer.advance()
             trainer.save()
@@ -119,9 +117,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_is_never_saved(tmp_path):
 
 def test_init_from_starts_with_the_other_runs_parameters_and_vocabulary(tmp_path):
     first = run(make_config(), tmp_path / "first", 2)
-    config = make_config(
-        data={"max_pairs": 150}, training={"init_from": str(tmp_path / "first")}
-    )
+    config = make_config(data={"max_pairs": 150}, training={"init_from": str(tmp_path / "first")})
     second = Trainer(config, tmp_path / "second")
     second.close()
     assert second.step == 0

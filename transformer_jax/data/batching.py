@@ -4,7 +4,6 @@
 state of a run is the number of its step.
 """
 
-import functools
 from typing import NamedTuple
 
 import numpy as np
@@ -80,28 +79,31 @@ class Batches:
         for length in bucket_lengths(longer, num_buckets):
             pairs = np.flatnonzero((longer > shorter) & (longer <= length))
             rows = max(tokens_per_batch // length, 1)
+            rows -= rows % 8 if rows > 8 else 0  # whole tiles, which devices divide
             self.buckets.append(Bucket(length, rows, pairs, -(-len(pairs) // rows)))
             shorter = length
         # (bucket, number within it) of each batch of an epoch.
         self._schedule = np.array(
             [(b, i) for b, bucket in enumerate(self.buckets) for i in range(bucket.num_batches)]
         )
+        # Number and order of the epoch read last: most steps are of the same one.
+        self._last_epoch: tuple[int, tuple[np.ndarray, list[np.ndarray]]] | None = None
 
     @property
     def batches_per_epoch(self) -> int:
         """Batches that hold every pair once."""
         return len(self._schedule)
 
-    @functools.lru_cache(maxsize=1)  # noqa: B019  one epoch's order, for a run's one instance
     def _epoch(self, epoch: int) -> tuple[np.ndarray, list[np.ndarray]]:
         """The order of an epoch: its batches, and the pairs of each bucket."""
         if self.seed is None:
             return self._schedule, [bucket.pairs for bucket in self.buckets]
-        random = np.random.default_rng([self.seed, epoch])
-        return (
-            random.permutation(self._schedule),
-            [random.permutation(bucket.pairs) for bucket in self.buckets],
-        )
+        if self._last_epoch is None or self._last_epoch[0] != epoch:
+            random = np.random.default_rng([self.seed, epoch])
+            schedule = random.permutation(self._schedule)
+            orders = [random.permutation(bucket.pairs) for bucket in self.buckets]
+            self._last_epoch = epoch, (schedule, orders)
+        return self._last_epoch[1]
 
     def batch_at(self, step: int) -> Batch:
         """The batch of a step; steps beyond an epoch go on with the next one."""

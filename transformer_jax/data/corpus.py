@@ -14,7 +14,7 @@ import gzip
 import itertools
 import lzma
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -44,13 +44,16 @@ def read_corpus(
     return itertools.islice(pairs, max_pairs or None)
 
 
-def _open(prefix: str, language: str) -> tuple[str, Iterable[bytes]]:
-    openers: dict[str, Callable] = {"": open, ".gz": gzip.open, ".xz": lzma.open}
-    for suffix, opener in openers.items():
+_OPENERS: dict[str, Callable] = {"": open, ".gz": gzip.open, ".xz": lzma.open}
+
+
+def _find(prefix: str, language: str) -> tuple[str, Callable]:
+    """The file of one side, and what opens it."""
+    for suffix, opener in _OPENERS.items():
         path = f"{prefix}.{language}{suffix}"
-        if os.path.exists(path):
-            return path, opener(path, "rb")
-    raise FileNotFoundError(f"no file {prefix}.{language} (nor with .gz or .xz)")
+        if os.path.isfile(path):
+            return path, opener
+    raise FileNotFoundError(f"there is no file {prefix}.{language} (nor with .gz or .xz)")
 
 
 def decode_line(line: bytes, path: str, number: int) -> str:
@@ -62,10 +65,10 @@ def decode_line(line: bytes, path: str, number: int) -> str:
 
 
 def _read_text(prefix: str, source_language: str, target_language: str) -> Iterator[Pair]:
-    source_path, source = _open(prefix, source_language)
-    target_path, target = _open(prefix, target_language)
+    source_path, open_source = _find(prefix, source_language)
+    target_path, open_target = _find(prefix, target_language)
     number = 0
-    with source, target:
+    with open_source(source_path, "rb") as source, open_target(target_path, "rb") as target:
         try:
             lines = itertools.zip_longest(source, target)
             for number, (source_line, target_line) in enumerate(lines, 1):

@@ -81,11 +81,11 @@ def tokenize(pairs: Iterable[Pair], vocabulary: Vocabulary, max_length: int) -> 
         for side in range(2):
             sentences = [pair[side] for pair in kept]
             ids[side].append(np.fromiter(itertools.chain.from_iterable(sentences), dtype))
-            lengths[side].extend(map(len, sentences))
+            lengths[side].append(np.fromiter(map(len, sentences), np.int64, len(sentences)))
     sides = [
         Side(
             np.concatenate([np.zeros(0, dtype), *ids[side]]),
-            np.concatenate([[0], np.cumsum(lengths[side], dtype=np.int64)]).astype(np.int64),
+            np.cumsum(np.concatenate([np.zeros(1, np.int64), *lengths[side]])),
         )
         for side in range(2)
     ]

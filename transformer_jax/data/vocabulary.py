@@ -7,7 +7,7 @@ import io
 import os
 import pathlib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import sentencepiece
 
@@ -54,10 +54,19 @@ class Vocabulary:
           ValueError: the text is too small for so many pieces, or for any.
         """
         model = io.BytesIO()
-        sentences = (side for pair in pairs for side in pair)
+        failure: list[Exception] = []
+
+        def sentences() -> Iterator[str]:
+            try:
+                for pair in pairs:
+                    yield from pair
+            except Exception as error:  # SentencePiece would tell it with a stack trace
+                failure.append(error)
+                raise
+
         try:
             sentencepiece.SentencePieceTrainer.train(
-                sentence_iterator=sentences,
+                sentence_iterator=sentences(),
                 model_writer=model,
                 vocab_size=vocab_size,
                 model_type=kind,
@@ -65,7 +74,7 @@ class Vocabulary:
                 input_sentence_size=_SAMPLE_SENTENCES,
                 shuffle_input_sentence=True,
                 train_extremely_large_corpus=False,
-                num_threads=os.cpu_count(),
+                num_threads=16,  # the pieces depend on their number: the same everywhere
                 pad_id=PAD,
                 bos_id=BOS,
                 eos_id=EOS,
@@ -75,6 +84,8 @@ class Vocabulary:
                 minloglevel=2,
             )
         except (RuntimeError, OSError) as error:
+            if failure:
+                raise failure[0] from None
             raise ValueError(_explain(error, vocab_size)) from None
         return cls(model.getvalue())
 

@@ -34,7 +34,8 @@ def train(
     Args:
       config: of the run.
       workdir: all that the run leaves: config, vocabulary, checkpoints, metrics.
-      profile_steps: first and last step of a `jax.profiler` trace in workdir/profile.
+      profile_steps: first and last step, from 1, of a `jax.profiler` trace in
+        workdir/profile; in between nothing is evaluated or saved.
 
     Returns:
       The exit status: 0 at the end, 128 + its number after a signal.
@@ -54,7 +55,7 @@ def train(
             step = trainer.step
         if interrupt.signal:
             logger.warning(
-                "stopped by %s: saved at step %d; the same command goes on from there",
+                "stopped by %s at step %d; the same command goes on from there",
                 interrupt.signal.name,
                 step,
             )
@@ -75,9 +76,7 @@ def run_to_end(
     """Runs until the last step, the end of patience, or the user's wish; saves on the way."""
     training, saved = trainer.config.training, trainer.step
     bar.reset(total=training.num_steps)
-    bar.update(trainer.step)
-    trainer.meter.start_clock()
-    first, last = profile_steps or (-1, -1)
+    bar.n = bar.initial = trainer.step
     while True:
         step, score = trainer.step, None
         at_end = step >= training.num_steps
@@ -101,13 +100,22 @@ def run_to_end(
                 logger.info("no better validation in %d evaluations: stopping", progress.worse)
             return
         trainer.meter.start_clock()
-        if step == first:
-            jax.profiler.start_trace(str(trainer.workdir / "profile"))
-        trainer.advance()
-        if step == last:
-            trainer.settle()
-            jax.profiler.stop_trace()
-        bar.update()
+        if profile_steps and trainer.step + 1 == profile_steps[0]:
+            _profile(trainer, bar, min(profile_steps[1], training.num_steps))
+        else:
+            trainer.advance()
+            bar.update()
+
+
+def _profile(trainer: Trainer, bar: tqdm, last: int) -> None:
+    """Runs up to the last step of a trace, with nothing but updates in it."""
+    folder = trainer.workdir / "profile"
+    with jax.profiler.trace(str(folder)):
+        while trainer.step < last:
+            trainer.advance()
+            bar.update()
+        trainer.settle()
+    logger.info("traced up to step %d: tensorboard --logdir=%s", last, folder)
 
 
 @contextlib.contextmanager

@@ -97,21 +97,29 @@ class Trainer:
         """The state of the latest sound checkpoint, or the first state."""
         progress = Progress(self.data.train.fingerprint())
         opened = jax.eval_shape(optimizer.init, params)
+        damaged = []
         for step in self.checkpoints.steps():
             try:
                 trees = self.checkpoints.restore(step, params=params, optimizer=opened)
                 saved = Progress(**self.checkpoints.run_state(step)["progress"])
             except ValueError as error:
-                logger.warning("%s; it is set aside and the one before it is used", error)
-                self.checkpoints.set_aside(step)
+                logger.warning("%s", error)
+                damaged.append(step)
                 continue
             if saved.fingerprint != progress.fingerprint:
                 raise ValueError(
                     f"the training corpus {self.config.data.train} is not the one that the run in "
                     f"{self.workdir} was trained on: its content has changed"
                 )
+            for later in damaged:
+                logger.warning("checkpoint %d is set aside, as damaged-%d", later, later)
+                self.checkpoints.set_aside(later)
             logger.info("resuming after step %d", step)
             return replicate(TrainState(np.int32(step), **trees)), saved
+        if damaged:
+            raise ValueError(
+                f"no checkpoint in {self.checkpoints.folder} is sound; move it away to start anew"
+            )
         if self.config.training.init_from:
             params = _initial_from(self.config.training.init_from, params)
         return replicate(TrainState(np.int32(0), params, jax.jit(optimizer.init)(params))), progress
@@ -194,8 +202,8 @@ class Trainer:
         self.progress.sums = self.meter.sums
         run = {"step": self.step, "progress": dataclasses.asdict(self.progress)}
         state = jax.device_get(self.state)
-        if not all(np.isfinite(x).all() for x in jax.tree.leaves(state.params)):
-            raise NotFiniteError(self._diverged(f"a parameter after step {self.step}"))
+        if not all(np.isfinite(x).all() for x in jax.tree.leaves(state)):
+            raise NotFiniteError(self._diverged(f"a parameter or moment after step {self.step}"))
         self.checkpoints.save(self.step, state.params, state.optimizer, run, score)
 
     def close(self) -> None:

@@ -13,6 +13,8 @@ from transformer_jax.training.metrics import means
 from transformer_jax.training.parallel import must_block, parallel, place
 from transformer_jax.training.step import make_eval_step
 
+_NUM_BUCKETS = 3  # a validation corpus is small: compiling costs more than padding
+
 
 class LossEvaluator:
     """The loss of a corpus, over all devices."""
@@ -22,7 +24,7 @@ class LossEvaluator:
         self._batches = Batches(
             store,
             tokens_per_batch=config.data.tokens_per_batch,
-            num_buckets=config.data.num_buckets,
+            num_buckets=_NUM_BUCKETS,
             seed=None,
         )
 

@@ -2,6 +2,7 @@
 
 import logging
 import pathlib
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from transformer_jax.config import Config, differences
@@ -53,15 +54,14 @@ def load_data(workdir: pathlib.Path, config: Config) -> RunData:
         raise ValueError("config.data.train names no corpus")
     languages = (data.source_language, data.target_language)
 
-    def training_pairs():
+    def training_pairs() -> Iterator[Pair]:
         return read_corpus(data.train, *languages, data.max_pairs)
 
-    # Held in memory, the text is read (or made) once for vocabulary and tokens.
-    pairs = list(training_pairs())
-    if not pairs:
+    if next(training_pairs(), None) is None:
         raise ValueError(f"the training corpus {data.train} is empty")
-    vocabulary = _vocabulary(workdir, config, pairs)
-    train = _tokenize("training", data.train, pairs, vocabulary, data.max_length)
+    # Read twice, for vocabulary and tokens: the text of a large corpus does not fit memory.
+    vocabulary = _vocabulary(workdir, config, training_pairs())
+    train = _tokenize("training", data.train, training_pairs(), vocabulary, data.max_length)
     valid, valid_pairs = None, []
     if data.valid:
         valid_pairs = list(read_corpus(data.valid, *languages))
@@ -73,7 +73,7 @@ def load_data(workdir: pathlib.Path, config: Config) -> RunData:
     return RunData(vocabulary, train, valid, valid_pairs)
 
 
-def _vocabulary(workdir: pathlib.Path, config: Config, pairs: list[Pair]) -> Vocabulary:
+def _vocabulary(workdir: pathlib.Path, config: Config, pairs: Iterable[Pair]) -> Vocabulary:
     data = config.data
     if (workdir / CONFIG_FILE).exists():
         return Vocabulary.load(workdir / VOCABULARY_FILE)
@@ -86,7 +86,7 @@ def _vocabulary(workdir: pathlib.Path, config: Config, pairs: list[Pair]) -> Voc
 
 
 def _tokenize(
-    role: str, name: str, pairs: list[Pair], vocabulary: Vocabulary, max_length: int
+    role: str, name: str, pairs: Iterable[Pair], vocabulary: Vocabulary, max_length: int
 ) -> TokenStore:
     store = tokenize(pairs, vocabulary, max_length)
     left_out = ", ".join(f"{count:,} {reason}" for reason, count in store.left_out.items() if count)
