@@ -45,8 +45,6 @@ def main(_) -> None:
         lines, output = sys.stdin.buffer, sys.stdout.buffer
         if _INPUT.value:
             lines = files.enter_context(open(_INPUT.value, "rb"))
-        if _OUTPUT.value:
-            output = files.enter_context(open(_OUTPUT.value, "wb"))
         translator = Translator.from_workdir(
             _WORKDIR.value, checkpoint=_CHECKPOINT.value, average=_AVERAGE.value
         )
@@ -63,6 +61,8 @@ def main(_) -> None:
         if _CORPUS.value:
             pairs = list(read_corpus(_CORPUS.value, data.source_language, data.target_language))
             name, texts = _CORPUS.value, [pair.source for pair in pairs]
+        if _OUTPUT.value:
+            output = files.enter_context(open(_OUTPUT.value, "wb"))
         if _SCORE.value:
             scores, _ = score_translator(translator, pairs, **options)
             output.write((json.dumps(scores) + "\n").encode())

@@ -7,7 +7,7 @@ same letters: `hidden_BTD`, `jnp.einsum("BTHK,BMHK->BHTM", query_BTHK, key_BMHK)
   S  source length       H  heads               W  beam width
   T  target length       K  head dim            L  layers
   M  length attended to  F  feed-forward dim    N  hypotheses returned
-                                                C  candidates of a beam
+  R  B * W, hypotheses of all sentences         C  candidates of a beam
 """
 
 from transformer_jax.config import Config

@@ -70,6 +70,8 @@ def cache_compilations() -> None:
 
 
 def _parse_flags(argv: Sequence[str]) -> list[str]:
+    if sentence := _no_such_file(argv):
+        _end(sentence, USAGE_ERROR)
     try:
         return flags.FLAGS(list(argv))
     except flags.UnrecognizedFlagError as error:
@@ -77,12 +79,14 @@ def _parse_flags(argv: Sequence[str]) -> list[str]:
             _end(unknown_field(error.flagname), USAGE_ERROR)
         _end(str(error), USAGE_ERROR)
     except flags.Error as error:
-        _end(" ".join(str(error).split()), USAGE_ERROR)
+        # An error inside get_config() comes with its traceback: the last line says what it is.
+        lines = str(error).strip().splitlines()
+        _end(f"{lines[0]} {lines[-1]}" if "Traceback" in str(error) else str(error), USAGE_ERROR)
     except (AttributeError, KeyError) as error:
         # How ml_collections tells of --config.a.b for which there is no field.
         _end(_no_such_field(argv) or f"config: {error}", USAGE_ERROR)
-    except (OSError, ValueError, TypeError, ImportError, SyntaxError) as error:
-        _end(_no_such_file(argv) or f"config: {' '.join(str(error).split())}", USAGE_ERROR)
+    except Exception as error:  # whatever a config file's own code may raise
+        _end(f"config: {type(error).__name__}: {error}", USAGE_ERROR)
 
 
 def _no_such_field(argv: Sequence[str]) -> str:
@@ -99,13 +103,14 @@ def _no_such_field(argv: Sequence[str]) -> str:
 
 
 def _no_such_file(argv: Sequence[str]) -> str:
-    for argument in argv:
-        match = re.match(r"--?config=([^:]+)", argument)
-        if match and not pathlib.Path(match[1]).is_file():
-            return f"there is no config file {match[1]}"
+    for argument, after in zip(argv, [*argv[1:], ""]):
+        match = re.match(r"--?config(?:=([^:]+))?$", argument)
+        path = match and (match[1] or after.partition(":")[0])
+        if path and not pathlib.Path(path).is_file():
+            return f"there is no config file {path}"
     return ""
 
 
 def _end(sentence: str, status: int) -> None:
-    print(f"error: {sentence}", file=sys.stderr)
+    print(f"error: {' '.join(sentence.split())}", file=sys.stderr)
     sys.exit(status)

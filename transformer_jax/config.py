@@ -165,12 +165,15 @@ def differences(old: Config, new: Config) -> list[str]:
 
 def unknown_field(name: str) -> str:
     """One sentence about a field that does not exist, with the nearest names that do."""
-    names = [leaf for leaf, _, _ in _leaves(Config())]
-    last = {leaf.rsplit(".")[-1]: leaf for leaf in names}
-    near = difflib.get_close_matches(name, names, n=3, cutoff=0.6)
-    near += [last[n] for n in difflib.get_close_matches(name.rsplit(".")[-1], last, n=2)]
-    near = list(dict.fromkeys(near))[:3]
-    hint = f"; did you mean {' or '.join(near)}?" if near else ""
+    names = {leaf.rpartition(".")[2]: leaf for leaf, _, _ in _leaves(Config())}
+    last = name.rpartition(".")[2]
+    near = difflib.get_close_matches(last, names, n=2)
+    # What is left out or put in front, as in dim for model_dim, is not close by its letters.
+    near += [n for n in names if len(last) > 2 and (last in n or n in last)]
+    near = [names[n] for n in dict.fromkeys(near)][:3]
+    hint = (
+        f"; did you mean {' or '.join(near)}?" if near else " (transformer_jax/config.py has all)"
+    )
     return f"there is no field {name}{hint}"
 
 

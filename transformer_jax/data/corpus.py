@@ -9,11 +9,15 @@ A corpus is one string:
   numbers:SPLIT     English number words and their translation, train, valid or test
 """
 
+import contextlib
 import difflib
 import gzip
 import itertools
 import lzma
 import os
+import re
+import sys
+import zlib
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -83,7 +87,7 @@ def _read_text(prefix: str, source_language: str, target_language: str) -> Itera
                     decode_line(source_line, source_path, number),
                     decode_line(target_line, target_path, number),
                 )
-        except (EOFError, gzip.BadGzipFile, lzma.LZMAError) as error:
+        except (EOFError, gzip.BadGzipFile, zlib.error, lzma.LZMAError) as error:
             raise ValueError(
                 f"{source_path} or {target_path} is damaged after line {number}: {error}"
             ) from None
@@ -93,9 +97,11 @@ def _read_tfds(rest: str, source_language: str, target_language: str) -> Iterato
     import tensorflow_datasets as tfds
     import tensorflow_datasets.translate  # noqa: F401  registers the wmt* data sets
 
-    name, _, split = rest.rpartition(":")
-    if not name:
+    # A name may end in a version, name:1.0.0, and a split may hold colons, train[:10%].
+    match = re.fullmatch(r"([^:]+(?::\d+\.\d+\.\d+)?):(.+)", rest)
+    if not match:
         raise ValueError(f"corpus 'tfds:{rest}' names no split: tfds:NAME:SPLIT was wanted")
+    name, split = match.groups()
     try:
         builder = tfds.builder(name, file_format="array_record")
     except (tfds.core.DatasetNotFoundError, ValueError) as error:
@@ -105,16 +111,18 @@ def _read_tfds(rest: str, source_language: str, target_language: str) -> Iterato
         raise ValueError(
             f"TensorFlow Datasets has no {name!r}{hint} ({str(error).strip().splitlines()[0]})"
         ) from None
-    builder.download_and_prepare()
+    with contextlib.redirect_stdout(sys.stderr):  # where it tells what it does
+        builder.download_and_prepare()
     features = builder.info.features
     missing = [x for x in (source_language, target_language) if x not in features]
     if missing:
         raise ValueError(f"tfds:{name} has no language {missing[0]!r}, only {', '.join(features)}")
-    if split.partition("[")[0] not in builder.info.splits:
-        raise ValueError(
-            f"tfds:{name} has no split {split!r}, only {', '.join(builder.info.splits)}"
-        )
-    records = builder.as_data_source(split=split)
+    try:
+        records = builder.as_data_source(split=split)
+    except (ValueError, KeyError) as error:
+        known = ", ".join(builder.info.splits)
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"tfds:{name} has no split {split!r}, only {known} ({reason})") from None
     for start in range(0, len(records), 1024):
         for record in records.__getitems__(range(start, min(start + 1024, len(records)))):
             yield Pair(record[source_language].decode(), record[target_language].decode())

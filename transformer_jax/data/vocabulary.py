@@ -25,7 +25,8 @@ class Vocabulary:
     def __init__(self, model: bytes, name: str = "vocabulary"):
         """From the bytes of a SentencePiece model; ValueError if they are none."""
         try:
-            self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+            self._processor = sentencepiece.SentencePieceProcessor()
+            self._processor.LoadFromSerializedProto(model)
         except RuntimeError:
             raise ValueError(f"{name} is not a SentencePiece model") from None
         self.model = model

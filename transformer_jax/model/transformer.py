@@ -149,26 +149,25 @@ class DecoderBlock(nnx.Module):
         Args:
           hidden_BWD: [B, W, D] states of the new position.
           position_B: [B] its number, from 0.
-          cache: keys and values [B * W, M, H, K] of positions decoded before.
+          cache: keys and values [R, M, H, K] of positions decoded before, R = B * W.
           cross: keys and values [B, S, H, K] of the source, one row a sentence.
           cross_mask_B1S: [B, 1, S] which source positions are real.
 
         Returns:
           New states [B, W, D] and the cache with this position written.
         """
-        width = hidden_BWD.shape[1]
-        positions = jnp.repeat(position_B, width)
+        positions_R = jnp.repeat(position_B, hidden_BWD.shape[1])
 
         def attend_before(x_BWD):
-            rows = jnp.arange(positions.size)
-            x_11D = x_BWD.reshape(-1, 1, x_BWD.shape[-1])
-            new = self.self_attention.project_memory(x_11D)
+            rows_R = jnp.arange(positions_R.size)
+            x_R1D = x_BWD.reshape(-1, 1, x_BWD.shape[-1])
+            new = self.self_attention.project_memory(x_R1D)
             updated = KeyValue(
-                *(old.at[rows, positions].set(row[:, 0]) for old, row in zip(cache, new))
+                *(old.at[rows_R, positions_R].set(x[:, 0]) for old, x in zip(cache, new))
             )
-            mask_B1M = jnp.arange(updated.key.shape[1])[None, None] <= positions[:, None, None]
+            mask_R1M = jnp.arange(updated.key.shape[1])[None, None] <= positions_R[:, None, None]
             attended = dot_product_attention(
-                self.self_attention.project_query(x_11D), *updated, mask_B1M
+                self.self_attention.project_query(x_R1D), *updated, mask_R1M
             )
             return self.self_attention.merge_heads(attended).reshape(x_BWD.shape), updated
 

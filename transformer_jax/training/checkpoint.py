@@ -170,6 +170,15 @@ def _one_device() -> jax.sharding.Sharding:
     return jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
 
 
+def read_config(workdir: pathlib.Path) -> Config:
+    """The config of a run; ValueError, naming the file, where it is none."""
+    path = workdir / CONFIG_FILE
+    try:
+        return Config.from_json(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
 def abstract_model(config: Config, vocab_size: int) -> tuple[nnx.GraphDef, Any]:
     """Graph definition and parameter shapes of a config's model, without any memory."""
     return nnx.split(
@@ -184,8 +193,8 @@ def load_run(
 
     Args:
       workdir: of the run.
-      checkpoint: "best" (the latest, where none was evaluated), "last", or a step. A
-        damaged checkpoint gives way to the one before it, with a warning.
+      checkpoint: "best" (the latest, where none was evaluated), "last", or a step. Where
+        the best or last is damaged, the latest sound one is used, with a warning.
       average: number of last checkpoints to average; above 1, `checkpoint` has no effect.
 
     Raises:
@@ -195,29 +204,33 @@ def load_run(
     workdir = pathlib.Path(workdir)
     if not (workdir / CONFIG_FILE).is_file():
         raise FileNotFoundError(f"{workdir} is not the workdir of a run: it has no {CONFIG_FILE}")
-    config = Config.from_json((workdir / CONFIG_FILE).read_text())
+    config = read_config(workdir)
     vocabulary = Vocabulary.load(workdir / VOCABULARY_FILE)
     graphdef, shapes = abstract_model(config, len(vocabulary))
     checkpoints = Checkpoints(workdir)
     try:
         candidates = _candidates(checkpoints, workdir, checkpoint if average == 1 else "last")
-        sound: list[Any] = []
+        sound: dict[int, Any] = {}
         for step in candidates:
             try:
-                sound.append(checkpoints.restore(step, params=shapes)["params"])
+                sound[step] = checkpoints.restore(step, params=shapes)["params"]
             except ValueError as error:
-                logger.warning("%s; the one before it is used", error)
+                logger.warning("%s", error)
             if len(sound) == average:
                 break
     finally:
         checkpoints.close()
     if len(sound) < average:
         raise ValueError(
-            f"{workdir} has {len(sound)} sound checkpoints of {len(candidates)}; "
+            f"{workdir} has {len(sound)} sound checkpoints of {len(candidates)} tried; "
             f"{average} was wanted"
         )
-    mean = jax.tree.map(lambda *leaves: np.mean(leaves, axis=0, dtype=np.float32), *sound)
-    return config, vocabulary, graphdef, mean if average > 1 else sound[0]
+    if list(sound) != candidates[:average]:
+        logger.warning("using step %s instead", ", ".join(map(str, sound)))
+    if average == 1:
+        return config, vocabulary, graphdef, next(iter(sound.values()))
+    mean = jax.tree.map(lambda *xs: np.mean(xs, axis=0, dtype=np.float32), *sound.values())
+    return config, vocabulary, graphdef, mean
 
 
 def _candidates(checkpoints: Checkpoints, workdir: pathlib.Path, checkpoint: str) -> list[int]:

@@ -43,6 +43,8 @@ def train(
     Raises:
       ValueError, OSError: what the user can mend, in one sentence.
     """
+    if not isinstance(config, Config):
+        raise ValueError(f"the config is {config!r}; a transformer_jax.config.Config was wanted")
     start = time.monotonic()
     with Interrupt() as interrupt:
         with (
@@ -123,7 +125,7 @@ def _progress_bar() -> Iterator[tqdm]:
     """A bar on stderr, where log lines do not break it; redrawn seldom where nobody looks."""
     seconds = 0.5 if sys.stderr.isatty() else 30
     with (
-        tqdm(unit="step", dynamic_ncols=True, mininterval=seconds, delay=1) as bar,
+        tqdm(unit="step", dynamic_ncols=True, mininterval=seconds) as bar,
         logging_redirect_tqdm([logging.getLogger()]),
     ):
         yield bar

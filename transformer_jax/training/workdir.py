@@ -9,7 +9,7 @@ from transformer_jax.config import Config, differences
 from transformer_jax.data.corpus import Pair, read_corpus
 from transformer_jax.data.token_store import TokenStore, tokenize
 from transformer_jax.data.vocabulary import Vocabulary
-from transformer_jax.training.checkpoint import CONFIG_FILE, VOCABULARY_FILE
+from transformer_jax.training.checkpoint import CONFIG_FILE, VOCABULARY_FILE, read_config
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ def open_workdir(workdir: pathlib.Path, config: Config) -> None:
     probe.touch()
     probe.unlink()
     if (workdir / CONFIG_FILE).exists():
-        changed = differences(Config.from_json((workdir / CONFIG_FILE).read_text()), config)
+        changed = differences(read_config(workdir), config)
         if changed:
             raise ValueError(
                 f"{workdir} belongs to a run of another config: {'; '.join(changed)} "
