@@ -22,6 +22,7 @@ import optax
 from absl import app, flags
 from flax import nnx
 
+from transformer_jax import command_line
 from transformer_jax.config import ModelConfig, OptimizerConfig
 from transformer_jax.data.batching import Batch
 from transformer_jax.model.masks import Tokens
@@ -129,4 +130,5 @@ def main(_) -> None:
 
 
 if __name__ == "__main__":
+    command_line.use_huge_pages()  # as train.py does
     app.run(main)

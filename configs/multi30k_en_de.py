@@ -41,9 +41,9 @@ def get_config() -> Config:
             schedule="cosine", learning_rate=3e-3, warmup_steps=800, clip_norm=1.0
         ),
         training=TrainingConfig(
-            num_steps=9000,
+            num_steps=10_000,
             log_every=50,
-            eval_every=1500,
+            eval_every=2000,
             eval_sentences=500,
             save_every=500,
         ),

@@ -10,9 +10,21 @@ same letters: `hidden_BTD`, `jnp.einsum("BTHK,BMHK->BHTM", query_BTHK, key_BMHK)
   R  B * W, hypotheses of all sentences         C  candidates of a beam
 """
 
-from transformer_jax.config import Config
-from transformer_jax.decoding.translator import Translation, Translator
-from transformer_jax.model.transformer import Transformer
-from transformer_jax.training.loop import train
+import importlib
 
-__all__ = ["Config", "Transformer", "Translation", "Translator", "train"]
+_HOMES = {
+    "Config": "transformer_jax.config",
+    "Transformer": "transformer_jax.model.transformer",
+    "Translation": "transformer_jax.decoding.translator",
+    "Translator": "transformer_jax.decoding.translator",
+    "train": "transformer_jax.training.loop",
+}
+
+__all__ = list(_HOMES)
+
+
+def __getattr__(name: str):
+    """Imports a public name when it is first asked for: JAX and Orbax take seconds."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)

@@ -38,7 +38,7 @@ class BigramModel(NamedTuple):
 @pytest.fixture(scope="module")
 def model():
     logits = np.random.default_rng(3).normal(size=(3, LIMIT, VOCAB, VOCAB)).astype(np.float32) * 2
-    logits[..., PAD] = -1e9
+    logits[..., (PAD, BOS)] = -1e9
     return BigramModel(logits)
 
 
@@ -58,7 +58,7 @@ def log_probability(model, sentence: int, tokens: tuple[int, ...]) -> float:
 
 def exhaustive(model, sentence: int, alpha: float):
     """All hypotheses of at most LIMIT tokens by score, best first."""
-    words = [t for t in range(VOCAB) if t not in (PAD, EOS)]
+    words = [t for t in range(VOCAB) if t not in (PAD, BOS, EOS)]
     found = []
     for length in range(LIMIT):
         for body in itertools.product(words, repeat=length):
@@ -135,6 +135,16 @@ def test_scores_are_those_of_the_tokens_and_sorted(model):
             )
         assert np.all(np.diff(found.scores[sentence]) <= 0)
         assert len({words(row) for row in found.tokens[sentence]}) == 3
+
+
+def test_padding_and_start_are_never_words(model):
+    """Not even where the model thinks them most probable."""
+    tempted = BigramModel(model.logits_BTVV.copy())
+    tempted.logits_BTVV[..., (PAD, BOS)] = 10.0
+    found = beam(tempted, width=4, n_best=4)
+    for row in np.asarray(found.tokens).reshape(-1, LIMIT):
+        length = int(np.argmax(row == EOS)) + 1
+        assert EOS in row and not np.isin(row[:length], (PAD, BOS)).any()
 
 
 def test_a_rows_limit_is_its_own(model):

@@ -32,11 +32,12 @@ def length_penalty(length: jax.Array, alpha: float) -> jax.Array:
     return ((5.0 + length) / 6.0) ** alpha
 
 
-def _allowed(log_probs_BWV, position, limit_B, eos):
-    """At a sentence's last place only the end symbol may follow."""
-    is_end_11V = jnp.arange(log_probs_BWV.shape[-1])[None, None] == eos
+def _allowed(log_probs_BWV, position, limit_B, bos, eos, pad):
+    """Never padding or a second start; at a sentence's last place, only the end symbol."""
+    word_11V = jnp.arange(log_probs_BWV.shape[-1])[None, None]
     last_B11 = (position >= limit_B - 1)[:, None, None]
-    return jnp.where(last_B11 & ~is_end_11V, _LOWEST, log_probs_BWV)
+    never_BWV = (word_11V == pad) | (word_11V == bos) | (last_B11 & (word_11V != eos))
+    return jnp.where(never_BWV, _LOWEST, log_probs_BWV)
 
 
 class _GreedyState(NamedTuple):
@@ -80,7 +81,7 @@ def greedy_search(
         position_B = jnp.full((batch,), state.position, jnp.int32)
         logits_BWV, cache = model.step(context, state.cache, state.token_B[:, None], position_B)
         log_probs_BWV = jax.nn.log_softmax(logits_BWV)
-        log_probs_BV = _allowed(log_probs_BWV, state.position, limit_B, eos)[:, 0]
+        log_probs_BV = _allowed(log_probs_BWV, state.position, limit_B, bos, eos, pad)[:, 0]
         token_B = jnp.where(state.done_B, pad, log_probs_BV.argmax(axis=-1)).astype(jnp.int32)
         gain_B = jnp.where(state.done_B, 0.0, log_probs_BV.max(axis=-1))
         return _GreedyState(
@@ -159,7 +160,9 @@ def beam_search(
     def advance(state: _BeamState):
         position_B = jnp.full((batch,), state.position, jnp.int32)
         logits_BWV, cache = model.step(context, state.cache, state.token_BW, position_B)
-        log_probs_BWV = _allowed(jax.nn.log_softmax(logits_BWV), state.position, limit_B, eos)
+        log_probs_BWV = _allowed(
+            jax.nn.log_softmax(logits_BWV), state.position, limit_B, bos, eos, pad
+        )
         log_probs_BC, parents_BC, tokens_BC = _continuations(
             log_probs_BWV + state.live_log_probs_BW[:, :, None], 2 * beam_size
         )
