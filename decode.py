@@ -6,6 +6,7 @@ translations against the target side and prints one JSON line.
 
 import contextlib
 import json
+import os
 import sys
 
 from absl import flags
@@ -19,7 +20,7 @@ _INPUT = flags.DEFINE_string("input", "", "File to translate, instead of standar
 _OUTPUT = flags.DEFINE_string("output", "", "File to write, instead of standard output.")
 _CORPUS = flags.DEFINE_string("corpus", "", "Corpus to translate instead, such as text:PREFIX.")
 _SCORE = flags.DEFINE_bool("score", False, "Print the corpus' scores instead of its translation.")
-_BEAM_SIZE = flags.DEFINE_integer("beam_size", 0, "1 = greedy; 0 = the config's.", lower_bound=0)
+_BEAM_SIZE = flags.DEFINE_integer("beam_size", 0, "1 = greedy; 0 = the config's.", 0, 64)
 _N_BEST = flags.DEFINE_integer("n_best", 1, "Translations a line, best first.", lower_bound=1)
 _LENGTH_PENALTY = flags.DEFINE_float("length_penalty", None, "GNMT's alpha.", lower_bound=0.0)
 _MAX_LENGTH = flags.DEFINE_integer(
@@ -31,6 +32,7 @@ _MAX_LENGTH = flags.DEFINE_integer(
 _ROWS = flags.DEFINE_integer("rows", 0, "Sentences translated at once.", lower_bound=0)
 _SCORES = flags.DEFINE_bool("scores", False, "Put score and log-probability before each text.")
 flags.mark_flag_as_required("workdir")
+flags.register_validator("workdir", bool, "the name of a folder was wanted")
 
 
 def main(_) -> None:
@@ -62,6 +64,8 @@ def main(_) -> None:
             pairs = list(read_corpus(_CORPUS.value, data.source_language, data.target_language))
             name, texts = _CORPUS.value, [pair.source for pair in pairs]
         if _OUTPUT.value:
+            if _INPUT.value and os.path.realpath(_OUTPUT.value) == os.path.realpath(_INPUT.value):
+                raise ValueError(f"--output={_OUTPUT.value} is the input, and would be lost")
             output = files.enter_context(open(_OUTPUT.value, "wb"))
         if _SCORE.value:
             scores, _ = score_translator(translator, pairs, **options)

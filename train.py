@@ -15,6 +15,7 @@ _PROFILE_STEPS = flags.DEFINE_string(
     "profile_steps", "", "FIRST:LAST steps to trace with jax.profiler into WORKDIR/profile."
 )
 flags.mark_flags_as_required(["config", "workdir"])
+flags.register_validator("workdir", bool, "the name of a folder was wanted")
 
 
 def main(_) -> int:

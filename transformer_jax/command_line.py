@@ -41,6 +41,15 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
             _end(f"{where}{error.strerror or error}", FAILURE)
         except ValueError as error:
             _end(str(error), FAILURE)
+        except (MemoryError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            _end(
+                "out of memory: lower config.data.tokens_per_batch or raise "
+                "config.training.accumulate_steps, or in decoding lower --rows or --beam_size "
+                f"({str(error)[:200]})",
+                FAILURE,
+            )
 
     app.run(main_or_sentence, flags_parser=_parse_flags)
 

@@ -7,6 +7,7 @@ every field can be set from a command line as `--config.section.field=value`.
 import dataclasses
 import difflib
 import json
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -144,7 +145,8 @@ class Config:
 
 
 # What may change when a run goes on: lengths and intervals, decoding, and paths (the
-# vocabulary is kept in the workdir, and a training corpus of other content is refused).
+# vocabulary is kept in the workdir, and a training corpus of other content is refused). The
+# cosine schedule ends at num_steps, so that there another number means another schedule.
 RESUMABLE = frozenset(
     f"config.training.{name}"
     for name in (
@@ -181,6 +183,8 @@ def _leaves(node: Any, prefix: str = "config") -> Iterator[tuple[str, dataclasse
     for field in dataclasses.fields(node):
         name, value = f"{prefix}.{field.name}", getattr(node, field.name)
         if dataclasses.is_dataclass(field.type):
+            if not isinstance(value, field.type):
+                raise ValueError(f"{name}={value!r} is not a {field.type.__name__}")
             yield from _leaves(value, name)
         else:
             yield name, field, value
@@ -191,6 +195,8 @@ def _check(name: str, field: dataclasses.Field, value: Any) -> None:
     wanted = (int, float) if field.type is float else field.type
     if not isinstance(value, wanted) or isinstance(value, bool) != (field.type is bool):
         raise ValueError(f"{name}={value!r} is not of type {field.type.__name__}")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{name}={value!r} is not a finite number")
     choices = field.metadata.get("choices")
     if choices and value not in choices:
         raise ValueError(f"{name}={value!r} is not one of {', '.join(choices)}")

@@ -1,13 +1,17 @@
 """BLEU and chrF through sacrebleu, and exact match."""
 
+import logging
 import time
 from collections.abc import Sequence
 from typing import Any
 
 from sacrebleu.metrics import BLEU, CHRF
+from tqdm import tqdm
 
 from transformer_jax.data.corpus import Pair
 from transformer_jax.decoding.translator import Translation, Translator
+
+logger = logging.getLogger(__name__)
 
 # Where words are not written apart, 13a would see a sentence as one word.
 _TOKENIZERS = {"zh": "zh", "ja": "char", "th": "char"}
@@ -40,15 +44,22 @@ def score(
 def score_translator(
     translator: Translator, pairs: Sequence[Pair], **options: Any
 ) -> tuple[dict[str, float | int | str], list[Translation]]:
-    """Translates the pairs' sources: their `score` with `seconds`, and the translations.
+    """Translates the pairs' sources: their `score`, and the translations.
 
-    `options` are those of `Translator.translate`.
+    The scores have `seconds` too, and `truncated`, the number of sources whose end was cut
+    off. `options` are those of `Translator.translate`; without an `on_progress` among
+    them, a bar on stderr shows what takes long.
     """
     start = time.monotonic()
-    translations = translator.translate([pair.source for pair in pairs], **options)
+    with tqdm(total=len(pairs), unit="line", desc="translating", delay=5) as bar:
+        options = {"on_progress": bar.update} | options
+        translations = translator.translate([pair.source for pair in pairs], **options)
+    truncated = sum(translation.truncated for translation in translations)
+    if truncated:
+        logger.warning("%d sources are longer than max_length: their ends were cut", truncated)
     scores = score(
         [translation.text for translation in translations],
         [pair.target for pair in pairs],
         translator.config.data.target_language,
     )
-    return scores | {"seconds": time.monotonic() - start}, translations
+    return scores | {"truncated": truncated, "seconds": time.monotonic() - start}, translations

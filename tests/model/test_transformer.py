@@ -160,6 +160,32 @@ def test_bfloat16_computes_near_float32_with_float32_parameters():
     np.testing.assert_allclose(run(low, source, target), run(full, source, target), atol=0.2)
 
 
+def equations(program):
+    """All equations of a jaxpr, those of its inner ones too."""
+    for equation in program.eqns:
+        yield equation
+        for parameter in equation.params.values():
+            for inner in parameter if isinstance(parameter, tuple | list) else [parameter]:
+                inner = getattr(inner, "jaxpr", inner)
+                if hasattr(inner, "eqns"):
+                    yield from equations(inner)
+
+
+def test_all_products_of_a_bfloat16_step_are_of_bfloat16():
+    """Backwards too: a float32 gradient of the logits would be multiplied on in float32."""
+    model, source, target = make_model(dtype="bfloat16"), make_tokens(2, 5), make_tokens(2, 6)
+    graphdef, params = nnx.split(model)
+
+    def loss(params):
+        model = nnx.merge(graphdef, params)
+        return jax.nn.log_softmax(model.decode(model.encode(source), target))[..., 0].sum()
+
+    program = jax.make_jaxpr(jax.grad(loss))(params).jaxpr
+    products = [e for e in equations(program) if e.primitive.name == "dot_general"]
+    assert len(products) > 50
+    assert {x.aval.dtype for e in products for x in e.invars} == {jnp.dtype("bfloat16")}
+
+
 def closed_form(layers: int, dim: int, feed_forward: int, vocab: int) -> int:
     """Weights of sections 3.1 to 3.4: projections without bias, feed-forward with."""
     attention, norm = 4 * dim * dim, 2 * dim

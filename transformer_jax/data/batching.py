@@ -30,33 +30,34 @@ class Bucket(NamedTuple):
     num_batches: int
 
 
+_MOST_LENGTHS = 512  # told apart when buckets are chosen, which takes their square in memory
+
+
 def bucket_lengths(lengths: np.ndarray, num_buckets: int) -> list[int]:
     """The `num_buckets` (or fewer) lengths that pad least, by dynamic programming.
 
     Args:
       lengths: [pairs] tokens of each pair's longer side.
-      num_buckets: most lengths returned; the last one is the longest of `lengths`.
+      num_buckets: most lengths returned; the last one holds the longest of `lengths`.
     """
-    counts = np.bincount(lengths)
-    longest = len(counts) - 1
-    before = np.concatenate([[0], np.cumsum(counts)])  # pairs shorter than n
-    # cost[n]: least places that hold all pairs up to length n in the buckets used so far.
-    cost = np.where(np.arange(longest + 1) == 0, 0.0, np.inf)
+    step = -(-int(lengths.max()) // _MOST_LENGTHS)
+    ends, counts = np.unique(-(-lengths // step) * step, return_counts=True)
+    ends = np.concatenate([[0], ends])
+    pairs = np.concatenate([[0], np.cumsum(counts)])  # of the first n lengths
+    # cost[n]: least places that hold the first n lengths in the buckets used so far.
+    cost = np.where(ends == 0, 0.0, np.inf)
     choices = []
     for _ in range(num_buckets):
-        # [n, m]: all up to length m as before, and those above it padded to n.
-        ends = np.arange(longest + 1)
-        padded = cost[None, :] + ends[:, None] * (
-            before[ends + 1][:, None] - before[ends + 1][None]
-        )
-        padded = np.where(ends[None, :] <= ends[:, None], padded, np.inf)
+        # [n, m]: the first m as before, and those up to the n-th padded to it.
+        padded = cost[None, :] + ends[:, None] * (pairs[:, None] - pairs[None, :])
+        padded = np.where(np.tri(len(ends), dtype=bool), padded, np.inf)
         choices.append(padded.argmin(axis=1))
         cost = padded.min(axis=1)
-    result, end = [], longest
+    result, n = [], len(ends) - 1
     for choice in reversed(choices):
-        if end and choice[end] != end:
-            result.append(int(end))
-        end = choice[end]
+        if choice[n] != n:
+            result.append(int(ends[n]))
+        n = choice[n]
     return sorted(result)
 
 

@@ -143,17 +143,18 @@ def _read_numbers(split: str, source_language: str, target_language: str) -> Ite
     }
     if split not in bounds:
         raise ValueError(f"corpus 'numbers:{split}' is none of numbers:{', numbers:'.join(bounds)}")
-    for language in (source_language, target_language):
+    languages = (source_language, target_language)
+    for language in languages:
         if language not in CONVERTER_CLASSES:
             raise ValueError(
                 f"num2words has no language {language!r}, only "
                 f"{', '.join(sorted(CONVERTER_CLASSES))}"
             )
     for number in np.random.default_rng(0).permutation(_NUMBERS)[slice(*bounds[split])]:
-        yield Pair(
-            num2words(int(number), lang=source_language),
-            num2words(int(number), lang=target_language),
-        )
+        try:
+            yield Pair(*(num2words(int(number), lang=language) for language in languages))
+        except (TypeError, NotImplementedError, OverflowError) as error:
+            raise ValueError(f"num2words cannot say {number} in {languages}: {error}") from None
 
 
 _READERS = {"text": _read_text, "tfds": _read_tfds, "numbers": _read_numbers}

@@ -5,6 +5,7 @@ is a constant, so that its translation does not depend on its companions.
 """
 
 import functools
+import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -108,9 +109,10 @@ class Translator:
         alpha = defaults.length_penalty if length_penalty is None else length_penalty
         if n_best > beam_size:
             raise ValueError(f"n_best={n_best} is more than the beam of {beam_size} can give")
-        if rows % 8 or max_length < 2:
+        if rows % 8 or max_length < 2 or not math.isfinite(alpha):
             raise ValueError(
-                f"rows={rows} must be a multiple of 8, and max_length={max_length} at least 2"
+                f"rows={rows} must be a multiple of 8, max_length={max_length} at least 2, and "
+                f"length_penalty={alpha} a finite number"
             )
         ids = self.vocabulary.encode(lines)
         translations = [

@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from transformer_jax.model.products import einsum_float32
+
 
 def attention_weights(
     query_BTHK: jax.Array, key_BMHK: jax.Array, mask_BTM: jax.Array | None = None
@@ -24,9 +26,7 @@ def attention_weights(
     """
     # Scaling the queries is scaling the logits, on the smaller of the two arrays.
     scaled_BTHK = query_BTHK * query_BTHK.shape[-1] ** -0.5
-    logits_BHTM = jnp.einsum(
-        "BTHK,BMHK->BHTM", scaled_BTHK, key_BMHK, preferred_element_type=jnp.float32
-    )
+    logits_BHTM = einsum_float32("BTHK,BMHK->BHTM", scaled_BTHK, key_BMHK)
     if mask_BTM is not None:
         logits_BHTM = jnp.where(mask_BTM[:, None], logits_BHTM, jnp.finfo(jnp.float32).min)
     return jax.nn.softmax(logits_BHTM, axis=-1)

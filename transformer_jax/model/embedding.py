@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from transformer_jax.model.products import einsum_float32
+
 
 def sinusoidal_positions(positions_BT: jax.Array, model_dim: int) -> jax.Array:
     """Sinusoidal encoding of positions, float32 [..., model_dim] (section 3.5).
@@ -45,12 +47,8 @@ class TiedEmbedding(nnx.Module):
 
     def logits(self, hidden_BTD: jax.Array) -> jax.Array:
         """[B, T, V] float32 logits of hidden states."""
-        logits_BTV = jnp.einsum(
-            "...D,VD->...V",
-            hidden_BTD.astype(self.dtype),
-            self.table[...].astype(self.dtype),
-            preferred_element_type=jnp.float32,
-        )
+        table_VD = self.table[...].astype(self.dtype)
+        logits_BTV = einsum_float32("BTD,VD->BTV", hidden_BTD.astype(self.dtype), table_VD)
         if self.bias is None:
             return logits_BTV
         return logits_BTV + self.bias[...].reshape((1,) * (logits_BTV.ndim - 1) + (-1,))

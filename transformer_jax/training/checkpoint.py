@@ -5,9 +5,11 @@ parameter's path to its array, and `run`, JSON: the step, the state of evaluatio
 checksum of each array item, because Orbax restores flipped bytes without a word.
 """
 
+import json
 import logging
 import os
 import pathlib
+import shutil
 import zlib
 from typing import Any
 
@@ -64,6 +66,8 @@ class Checkpoints:
     def __init__(self, workdir: str | os.PathLike, keep: int = 1, *, create: bool = False):
         """Keeps the latest `keep` and the best one; writes nothing unless `create`."""
         self.folder = pathlib.Path(workdir).resolve() / FOLDER
+        self._manager = None
+        self._mend(create)
         policy = checkpoint_managers.AnyPreservationPolicy(
             [
                 checkpoint_managers.LatestN(keep),
@@ -79,9 +83,22 @@ class Checkpoints:
             create=create,
             read_only=not create,
         )
-        self._manager = None
         if create or self.folder.is_dir():
             self._manager = ocp.CheckpointManager(self.folder, item_names=_ITEMS, options=options)
+
+    def _mend(self, create: bool) -> None:
+        """Ends a replacement that was cut short; sets aside what Orbax would stumble over."""
+        if create:
+            for aside in self.folder.glob("replaced-*"):
+                step = self.folder / aside.name.removeprefix("replaced-")
+                shutil.rmtree(aside) if step.exists() else aside.rename(step)
+        # Orbax reads all scores before anything else, and one damaged file stops it.
+        for path in self.folder.glob("[0-9]*/metrics/metrics"):
+            try:
+                json.loads(path.read_bytes())
+            except ValueError:
+                logger.warning("%s is damaged", path)
+                self.set_aside(int(path.parent.parent.name))
 
     def steps(self) -> list[int]:
         """Steps that have a checkpoint, the latest first."""
@@ -96,8 +113,10 @@ class Checkpoints:
         # Host copies: the next step donates the arrays while Orbax still writes.
         items = {"params": flatten(params), "optimizer": flatten(optimizer)}
         run = run | {"checksums": {name: checksum(item) for name, item in items.items()}}
-        if step in self._manager.all_steps():  # saved before its evaluation was interrupted
-            self._manager.delete(step)
+        replaced = self.folder / f"replaced-{step}"
+        if step in self._manager.all_steps():  # saved when its evaluation was interrupted
+            (self.folder / str(step)).rename(replaced)
+            self._manager.reload()
         self._manager.save(
             step,
             args=ocp.args.Composite(
@@ -106,6 +125,9 @@ class Checkpoints:
             ),
             metrics=None if score is None else {"score": score},
         )
+        if replaced.exists():
+            self.wait()
+            shutil.rmtree(replaced)
 
     def run_state(self, step: int) -> dict:
         """The `run` item of a checkpoint."""
@@ -127,6 +149,7 @@ class Checkpoints:
             for item, tree in like.items()
         }
         try:
+            self._check_files(step, ("run", *like))
             run = self.run_state(step)
             arguments = {
                 item: ocp.args.StandardRestore(shapes) for item, shapes in abstract.items()
@@ -146,11 +169,24 @@ class Checkpoints:
             ) from error
         return trees
 
+    def _check_files(self, step: int, items: tuple[str, ...]) -> None:
+        """Finds files that are missing or empty, at which Orbax's threads print tracebacks."""
+        for item in items:
+            folder = self.folder / str(step) / item
+            files = [path for path in folder.rglob("*") if path.is_file()]
+            empty = [path for path in files if not path.stat().st_size]
+            if not files or empty:
+                what = f"{empty[0]} is empty" if empty else f"{folder} has no file"
+                raise ValueError(what)
+
     def set_aside(self, step: int) -> None:
         """Renames a damaged checkpoint, so that its step can be saved again."""
-        folder = self.folder / str(step)
-        folder.rename(self.folder / f"damaged-{step}")
-        self._manager.reload()
+        names = (f"damaged-{step}{suffix}" for suffix in ("", *map("-{}".format, range(2, 100))))
+        aside = next(self.folder / name for name in names if not (self.folder / name).exists())
+        (self.folder / str(step)).rename(aside)
+        logger.warning("checkpoint %d is set aside, as %s", step, aside.name)
+        if self._manager:
+            self._manager.reload()
 
     def wait(self) -> None:
         """Returns when all that was saved is on disk."""

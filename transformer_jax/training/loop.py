@@ -1,6 +1,7 @@
 """The training loop: step, evaluate, save, stop; then score the test corpus."""
 
 import contextlib
+import functools
 import json
 import logging
 import os
@@ -43,16 +44,10 @@ def train(
     Raises:
       ValueError, OSError: what the user can mend, in one sentence.
     """
-    if not isinstance(config, Config):
-        raise ValueError(f"the config is {config!r}; a transformer_jax.config.Config was wanted")
     start = time.monotonic()
     with Interrupt() as interrupt:
-        with (
-            _progress_bar() as bar,
-            contextlib.closing(
-                Trainer(config, workdir, on_report=lambda *report: _show(bar, *report))
-            ) as trainer,
-        ):
+        with contextlib.closing(Trainer(config, workdir)) as trainer, _progress_bar(trainer) as bar:
+            trainer.on_report = functools.partial(_show, bar)
             run_to_end(trainer, interrupt, bar, profile_steps)
             step = trainer.step
         if interrupt.signal:
@@ -77,8 +72,6 @@ def run_to_end(
 ) -> None:
     """Runs until the last step, the end of patience, or the user's wish; saves on the way."""
     training, saved = trainer.config.training, trainer.step
-    bar.reset(total=training.num_steps)
-    bar.n = bar.initial = trainer.step
     while True:
         step, score = trainer.step, None
         at_end = step >= training.num_steps
@@ -121,11 +114,12 @@ def _profile(trainer: Trainer, bar: tqdm, last: int) -> None:
 
 
 @contextlib.contextmanager
-def _progress_bar() -> Iterator[tqdm]:
+def _progress_bar(trainer: Trainer) -> Iterator[tqdm]:
     """A bar on stderr, where log lines do not break it; redrawn seldom where nobody looks."""
     seconds = 0.5 if sys.stderr.isatty() else 30
+    steps = {"initial": trainer.step, "total": trainer.config.training.num_steps}
     with (
-        tqdm(unit="step", dynamic_ncols=True, mininterval=seconds) as bar,
+        tqdm(**steps, unit="step", dynamic_ncols=True, mininterval=seconds) as bar,
         logging_redirect_tqdm([logging.getLogger()]),
     ):
         yield bar

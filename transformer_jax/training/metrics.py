@@ -76,7 +76,9 @@ class MetricLog:
         kept = []
         if path.exists():
             kept = [line for line in path.read_text().splitlines() if _step(line) <= step]
-        path.write_text("".join(line + "\n" for line in kept))
+        aside = path.with_suffix(".tmp")
+        aside.write_text("".join(line + "\n" for line in kept))
+        aside.rename(path)
         self._file = path.open("a", buffering=1)
         self._board = None
         try:

@@ -1,5 +1,6 @@
 """A run: opened or resumed, advanced by updates, evaluated, saved."""
 
+import contextlib
 import dataclasses
 import logging
 import math
@@ -23,7 +24,7 @@ from transformer_jax.training.optimizer import learning_rate_schedule, make_opti
 from transformer_jax.training.parallel import must_block, parallel, place, replicate
 from transformer_jax.training.step import TrainState, make_train_step
 from transformer_jax.training.validation import LossEvaluator
-from transformer_jax.training.workdir import RunData, load_data, open_workdir
+from transformer_jax.training.workdir import RunData, check_owner, keep, load_data, locked
 
 logger = logging.getLogger(__name__)
 
@@ -46,20 +47,34 @@ class Progress:
 class Trainer:
     """A run: its model, state, data and records. `loop.train` drives one from start to end."""
 
-    def __init__(
-        self,
-        config: Config,
-        workdir: str | os.PathLike,
-        on_report: Callable[[int, dict[str, float]], None] = lambda step, report: None,
-    ):
-        """Opens or resumes the run of a workdir; `on_report` is given each logged report.
+    def __init__(self, config: Config, workdir: str | os.PathLike):
+        """Opens or resumes the run of a workdir, which no other process may train in till `close`.
 
         Raises:
           ValueError, OSError: the config, a corpus or the workdir is not as it should be.
         """
+        if not isinstance(config, Config):
+            raise ValueError(f"the config is {config!r}; a transformer_jax.Config was wanted")
         self.config, self.workdir = config.validate(), pathlib.Path(workdir)
-        open_workdir(self.workdir, config)
-        self.data: RunData = load_data(self.workdir, config)
+        self.on_report: Callable[[int, dict[str, float]], None] = lambda step, report: None
+        self._pending: tuple[int, dict] | None = None
+        with contextlib.ExitStack() as opened:
+            opened.enter_context(locked(self.workdir))
+            check_owner(self.workdir, config)
+            self.data: RunData = load_data(self.workdir, config)
+            self.checkpoints = Checkpoints(
+                self.workdir, config.training.keep_checkpoints, create=True
+            )
+            opened.callback(self.checkpoints.close)
+            self._build()
+            keep(self.workdir, config, self.data.vocabulary)
+            self.log = MetricLog(self.workdir, self.step)
+            opened.callback(self.log.close)
+            self._opened = opened.pop_all()
+
+    def _build(self) -> None:
+        """Batches, model, step and state."""
+        config = self.config
         self.batches = Batches(
             self.data.train,
             tokens_per_batch=config.data.tokens_per_batch,
@@ -82,16 +97,12 @@ class Trainer:
             ),
             donate_state=True,
         )
-        self.checkpoints = Checkpoints(self.workdir, config.training.keep_checkpoints, create=True)
-        self.state, self.progress = self._resume(params, optimizer)
-        self.step = int(self.state.step)
-        self.meter = Meter(self.progress.sums)
-        self.log = MetricLog(self.workdir, self.step)
         self.valid_loss = (
             LossEvaluator(self.graphdef, config, self.data.valid) if self.data.valid else None
         )
-        self._on_report = on_report
-        self._pending: tuple[int, dict] | None = None
+        self.state, self.progress = self._resume(params, optimizer)
+        self.step = int(self.state.step)
+        self.meter = Meter(self.progress.sums)
 
     def _resume(self, params: Any, optimizer: Any) -> tuple[TrainState, Progress]:
         """The state of the latest sound checkpoint, or the first state."""
@@ -112,7 +123,6 @@ class Trainer:
                     f"{self.workdir} was trained on: its content has changed"
                 )
             for later in damaged:
-                logger.warning("checkpoint %d is set aside, as damaged-%d", later, later)
                 self.checkpoints.set_aside(later)
             logger.info("resuming after step %d", step)
             return replicate(TrainState(np.int32(step), **trees)), saved
@@ -153,7 +163,7 @@ class Trainer:
             left = self.config.training.num_steps - step
             report["seconds_left"] = left * report["seconds_per_step"]
             self.log.write(step, report)
-            self._on_report(step, report)
+            self.on_report(step, report)
 
     def _diverged(self, what: str) -> str:
         last = next(iter(self.checkpoints.steps()), None)
@@ -164,7 +174,7 @@ class Trainer:
         )
 
     def translator(self) -> Translator:
-        """Translates with the parameters of this moment."""
+        """Translates with the parameters of this moment; the next update ends its life."""
         return Translator(self.graphdef, self.state.params, self.data.vocabulary, self.config)
 
     def evaluate(self, on_progress: Callable[[int], None] = lambda _: None) -> float | None:
@@ -208,8 +218,7 @@ class Trainer:
 
     def close(self) -> None:
         """Waits for checkpoints being written, and ends what runs in the background."""
-        self.checkpoints.close()
-        self.log.close()
+        self._opened.close()
 
 
 def _initial(config: Config, vocab_size: int) -> tuple[nnx.GraphDef, Any]:

@@ -1,5 +1,7 @@
 """The workdir of a run: whose it is, its vocabulary, and the tokens of its corpora."""
 
+import contextlib
+import fcntl
 import logging
 import pathlib
 from collections.abc import Iterable, Iterator
@@ -9,7 +11,7 @@ from transformer_jax.config import Config, differences
 from transformer_jax.data.corpus import Pair, read_corpus
 from transformer_jax.data.token_store import TokenStore, tokenize
 from transformer_jax.data.vocabulary import Vocabulary
-from transformer_jax.training.checkpoint import CONFIG_FILE, VOCABULARY_FILE, read_config
+from transformer_jax.training.checkpoint import CONFIG_FILE, FOLDER, VOCABULARY_FILE, read_config
 
 logger = logging.getLogger(__name__)
 
@@ -23,17 +25,8 @@ class RunData(NamedTuple):
     valid_pairs: list[Pair]
 
 
-def open_workdir(workdir: pathlib.Path, config: Config) -> None:
-    """Makes the workdir, or checks that it is this config's.
-
-    Raises:
-      OSError: it cannot be made or written.
-      ValueError: it holds a run of another config; the message says what differs.
-    """
-    workdir.mkdir(parents=True, exist_ok=True)
-    probe = workdir / ".writable"
-    probe.touch()
-    probe.unlink()
+def check_owner(workdir: pathlib.Path, config: Config) -> None:
+    """Checks that a workdir is new or this config's; ValueError says what differs."""
     if (workdir / CONFIG_FILE).exists():
         changed = differences(read_config(workdir), config)
         if changed:
@@ -41,13 +34,39 @@ def open_workdir(workdir: pathlib.Path, config: Config) -> None:
                 f"{workdir} belongs to a run of another config: {'; '.join(changed)} "
                 "(choose another --workdir, or the config that it was made with)"
             )
+    elif any((workdir / FOLDER).glob("[0-9]*")):
+        raise ValueError(f"{workdir} has checkpoints but no {CONFIG_FILE} that says of what")
+
+
+@contextlib.contextmanager
+def locked(workdir: pathlib.Path) -> Iterator[None]:
+    """Makes the workdir and holds it for one process; ValueError where another has it."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    with (workdir / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"another process is training in {workdir}") from None
+        except OSError:
+            logger.warning("%s cannot be locked: see that no other process trains in it", workdir)
+        yield
+
+
+def keep(workdir: pathlib.Path, config: Config, vocabulary: Vocabulary) -> None:
+    """Writes vocabulary and config, each whole or not at all: decoding needs nothing else.
+
+    The config comes last, so that a workdir that has one has both.
+    """
+    vocabulary.save(workdir / VOCABULARY_FILE)
+    aside = workdir / f"{CONFIG_FILE}.tmp"
+    aside.write_text(config.to_json())
+    aside.rename(workdir / CONFIG_FILE)
 
 
 def load_data(workdir: pathlib.Path, config: Config) -> RunData:
     """Reads and tokenises the corpora; trains the vocabulary where there is none.
 
-    When it returns, the workdir holds config and vocabulary, so that decoding needs
-    nothing else. Without a config a vocabulary in it is what an earlier attempt left.
+    A vocabulary in a workdir without a config is what an earlier attempt left, and unused.
     """
     data = config.data
     if not data.train:
@@ -66,10 +85,8 @@ def load_data(workdir: pathlib.Path, config: Config) -> RunData:
     if data.valid:
         valid_pairs = list(read_corpus(data.valid, *languages))
         valid = _tokenize("validation", data.valid, valid_pairs, vocabulary, data.max_length)
-    vocabulary.save(workdir / VOCABULARY_FILE)
-    aside = workdir / f"{CONFIG_FILE}.tmp"
-    aside.write_text(config.to_json())
-    aside.rename(workdir / CONFIG_FILE)
+    if data.test and next(read_corpus(data.test, *languages), None) is None:
+        raise ValueError(f"the test corpus {data.test} is empty")
     return RunData(vocabulary, train, valid, valid_pairs)
 
 
