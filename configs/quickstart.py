@@ -1,4 +1,12 @@
-"""Quick start: English number words to German, nothing to download."""
+"""Quick start: English number words to German, nothing to download.
+
+Source: numbers 0 to 999,999 in words, by num2words; 60,000 of them to train on, and 1,000 each
+to validate and to test on that are in no other split.
+
+    python train.py --config=configs/quickstart.py --workdir=runs/quickstart
+
+--config.data.target_language=ko and fr work as well.
+"""
 
 from transformer_jax.config import (
     Config,
@@ -11,6 +19,7 @@ from transformer_jax.config import (
 
 
 def get_config() -> Config:
+    """Small enough for two CPU cores and two minutes."""
     return Config(
         model=ModelConfig(
             num_layers=2, model_dim=128, num_heads=4, feed_forward_dim=512, dropout_rate=0.05
@@ -30,7 +39,12 @@ def get_config() -> Config:
             schedule="cosine", learning_rate=2e-3, warmup_steps=100, clip_norm=1.0
         ),
         training=TrainingConfig(
-            num_steps=1200, log_every=50, eval_every=600, eval_sentences=200, save_every=600
+            num_steps=500,
+            log_every=50,
+            eval_every=250,
+            eval_sentences=200,
+            save_every=250,
+            best_metric="loss",
         ),
         decoding=DecodingConfig(max_length=64),
     )

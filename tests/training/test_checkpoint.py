@@ -170,6 +170,28 @@ def test_a_damaged_checkpoint_set_aside_leaves_its_step_free(tmp_path):
     checkpoints.close()
 
 
+def test_a_replacement_cut_short_loses_nothing(tmp_path):
+    """Killed after the old checkpoint was renamed and before the new one was written."""
+    write(tmp_path, {1: None, 2: None}, keep=1)
+    folder = tmp_path / "checkpoints"
+    (folder / "2").rename(folder / "replaced-2")
+    checkpoints = Checkpoints(tmp_path, create=True)
+    assert checkpoints.steps() == [2]
+    checkpoints.restore(2, params=tree())
+    checkpoints.close()
+
+
+def test_damaged_scores_set_one_checkpoint_aside(tmp_path, caplog):
+    """Orbax reads all scores at once: one of them damaged would stop everything."""
+    write(tmp_path, {1: 1.0, 2: 2.0})
+    (tmp_path / "checkpoints/2/metrics/metrics").write_bytes(b"")
+    with caplog.at_level(logging.WARNING):
+        checkpoints = Checkpoints(tmp_path)
+    assert checkpoints.steps() == [1] and checkpoints.best_step() == 1
+    assert "metrics/metrics is damaged" in caplog.text and "damaged-2" in caplog.text
+    checkpoints.close()
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """A run of six updates with checkpoints of steps 2, 4 and 6, none evaluated."""

@@ -3,6 +3,7 @@
 import json
 import logging
 import pathlib
+import signal
 
 import jax
 import numpy as np
@@ -18,6 +19,8 @@ from transformer_jax.config import (
 )
 from transformer_jax.decoding.translator import Translator
 from transformer_jax.training import loop
+from transformer_jax.training.checkpoint import Checkpoints
+from transformer_jax.training.interrupt import Interrupt, Interrupted
 from transformer_jax.training.trainer import NotFiniteError, Trainer
 
 
@@ -134,6 +137,67 @@ def test_init_from_another_shape_says_which_parameter(tmp_path):
     )
     with pytest.raises(ValueError, match=r"parameter decoder\.0\.feed_forward.* was wanted"):
         Trainer(config, tmp_path / "second")
+
+
+def test_what_is_refused_changes_nothing_in_the_workdir(tmp_path):
+    """The config is kept only once the run is open, so that a mended command is accepted."""
+    run(make_config(), tmp_path / "first", 1)
+    wrong = make_config(
+        model={"feed_forward_dim": 8}, training={"init_from": str(tmp_path / "first")}
+    )
+    with pytest.raises(ValueError, match="was wanted"):
+        Trainer(wrong, tmp_path / "second")
+    Trainer(make_config(), tmp_path / "second").close()
+    kept = (tmp_path / "second/config.json").read_text()
+    with pytest.raises(ValueError, match="no file"):
+        Trainer(make_config(9, data={"train": "text:/nowhere"}), tmp_path / "second")
+    assert (tmp_path / "second/config.json").read_text() == kept
+
+
+def test_one_process_a_workdir(tmp_path):
+    trainer = Trainer(make_config(), tmp_path)
+    with pytest.raises(ValueError, match="another process is training in"):
+        Trainer(make_config(), tmp_path)
+    trainer.close()
+    Trainer(make_config(), tmp_path).close()
+
+
+def test_checkpoints_without_their_config_are_not_trained_over(tmp_path):
+    run(make_config(), tmp_path, 1)
+    vocabulary = (tmp_path / "vocabulary.model").read_bytes()
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(ValueError, match=r"has checkpoints but no config\.json"):
+        Trainer(make_config(data={"vocab_size": 80}), tmp_path)
+    assert (tmp_path / "vocabulary.model").read_bytes() == vocabulary
+
+
+def test_an_evaluation_cut_short_is_made_up_for_on_resuming(tmp_path, monkeypatch):
+    config = make_config(
+        4,
+        data={"valid": "numbers:valid"},
+        training={"eval_every": 2, "best_metric": "loss"},
+    )
+
+    def stopped(*_):
+        raise Interrupted
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "evaluate", stopped)
+        trainer = Trainer(config, tmp_path)
+        with Interrupt() as interrupt:
+            trainer.advance()
+            trainer.advance()
+            interrupt.signal = signal.SIGTERM
+            loop.run_to_end(trainer, interrupt, None, None)
+        assert trainer.checkpoints.steps() == [2] and trainer.checkpoints.best_step() is None
+        trainer.close()
+    assert loop.train(config, tmp_path) == 0
+    steps = [line["step"] for line in reports(tmp_path) if "valid_loss" in line]
+    assert steps == [2, 4]
+    assert not list((tmp_path / "checkpoints").glob("replaced-*"))
+    checkpoints = Checkpoints(tmp_path)
+    assert checkpoints.best_step() in (2, 4) and checkpoints.steps() == [4, 2]
+    checkpoints.close()
 
 
 def test_a_corpus_that_changed_is_not_resumed_on(tmp_path):
