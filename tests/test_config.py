@@ -45,7 +45,8 @@ def test_defaults_are_the_papers_base_model_and_valid():
         ("model.num_layers", 0, "must be at least 1"),
         ("model.dropout_rate", 1.0, "must be from 0.0 to 0.999"),
         ("model.dropout_rate", -0.1, "must be from 0.0 to 0.999"),
-        ("optimizer.learning_rate", float("nan"), "must be at least 0.0"),
+        ("optimizer.learning_rate", float("nan"), "is not a finite number"),
+        ("decoding.length_penalty", float("inf"), "is not a finite number"),
         ("data.vocab_size", 7, "must be at least 8"),
         ("decoding.beam_size", 65, "must be from 1 to 64"),
         ("seed", 2**31, "must be from 0 to"),
@@ -124,7 +125,9 @@ def test_an_unknown_field_names_the_nearest():
     assert "did you mean config.model.num_heads" in unknown_field("config.model.num_head")
     # The right name in the wrong group.
     assert "config.training.label_smoothing" in unknown_field("config.model.label_smoothing")
-    assert unknown_field("config." + "xyz" * 9) == "there is no field config." + "xyz" * 9
+    # A part of the right name.
+    assert "did you mean config.model.model_dim" in unknown_field("config.model.dim")
+    assert "did you mean" not in unknown_field("config." + "xyz" * 9)
 
 
 def test_differences_name_what_keeps_a_run_from_going_on():

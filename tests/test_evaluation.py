@@ -46,9 +46,10 @@ def test_nothing_to_score_and_missing_references_are_errors():
 
 
 def test_a_translator_is_scored_by_its_best_hypotheses():
-    def translate(lines, *, beam_size):
+    def translate(lines, *, beam_size, on_progress):
+        on_progress(len(lines))
         best = [Hypothesis(line.upper(), 0.0, 0.0) for line in lines]
-        return [Translation([h] + [Hypothesis("no", -1.0, -1.0)] * beam_size, False) for h in best]
+        return [Translation([h] + [Hypothesis("no", -1.0, -1.0)] * beam_size, True) for h in best]
 
     data = types.SimpleNamespace(target_language="en")
     translator = types.SimpleNamespace(translate=translate, config=types.SimpleNamespace(data=data))
@@ -56,4 +57,5 @@ def test_a_translator_is_scored_by_its_best_hypotheses():
         translator, [Pair("a b c d", "A B C D"), Pair("x", "Y")], beam_size=2
     )
     assert scores["exact_match"] == 0.5 and scores["seconds"] >= 0
+    assert scores["truncated"] == 2
     assert [translation.text for translation in translations] == ["A B C D", "X"]
