@@ -85,13 +85,20 @@ def test_shapes_are_few_and_hold_the_budget(lengths, tokens, buckets, seed):
     shapes = set()
     for step in range(2 * batches.batches_per_epoch):
         source, target = batches.batch_at(step)
-        rows, length = source.ids.shape
-        assert target.ids.shape == (rows, length + 1)
+        rows = len(source.ids)
+        length = max(source.ids.shape[1], target.ids.shape[1] - 1)
+        assert len(target.ids) == rows
         assert rows == 1 or rows * length <= tokens
         assert rows < 8 or rows % 8 == 0
         assert (rows + (8 if rows >= 8 else 1)) * length > tokens
-        shapes.add((rows, length))
+        shapes.add((source.ids.shape, target.ids.shape))
     assert len(shapes) <= buckets
+
+
+def test_each_side_is_padded_to_its_own_longest():
+    """Five words to two: a decoder as long as the encoder would compute padding."""
+    source, target = make_batches([(6, 3), (4, 2)], 64, 1, 0).batch_at(0)
+    assert source.ids.shape[1] == 6 and target.ids.shape[1] == 3 + 1
 
 
 @property_test

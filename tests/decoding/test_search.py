@@ -147,6 +147,17 @@ def test_padding_and_start_are_never_words(model):
         assert EOS in row and not np.isin(row[:length], (PAD, BOS)).any()
 
 
+def test_early_ends_do_not_crowd_out_the_best_hypothesis():
+    """Label smoothing: at each place the right word is likely, and all others equally unlikely."""
+    logits = np.zeros((3, LIMIT, VOCAB, VOCAB), np.float32)
+    for place, token in enumerate((3, 4, 3, EOS)):
+        logits[:, place, :, token] = 5.0
+    logits[..., EOS] += 0.01  # the first of the unlikely
+    for width in (1, 2, 3, 4):
+        found = beam(BigramModel(logits), width=width)
+        assert words(found.tokens[0, 0]) == (3, 4, 3, EOS)
+
+
 def test_a_rows_limit_is_its_own(model):
     """A shorter limit ends a sentence sooner and leaves its companions as they were."""
     whole, cut = beam(model, width=4), beam(model, width=4, limits=(LIMIT, 2, 0))

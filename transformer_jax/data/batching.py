@@ -22,9 +22,10 @@ class Batch(NamedTuple):
 
 
 class Bucket(NamedTuple):
-    """Pairs whose longer side has at most `length` tokens, in batches of `rows`."""
+    """Pairs of about one length, in batches of one shape: `rows` of the longest of each side."""
 
-    length: int
+    source_length: int
+    target_length: int
     rows: int
     pairs: np.ndarray  # indices into the store
     num_batches: int
@@ -81,7 +82,8 @@ class Batches:
             pairs = np.flatnonzero((longer > shorter) & (longer <= length))
             rows = max(tokens_per_batch // length, 1)
             rows -= rows % 8 if rows > 8 else 0  # whole tiles, which devices divide
-            self.buckets.append(Bucket(length, rows, pairs, -(-len(pairs) // rows)))
+            longest = (int(side.lengths[pairs].max()) for side in (store.source, store.target))
+            self.buckets.append(Bucket(*longest, rows, pairs, -(-len(pairs) // rows)))
             shorter = length
         # (bucket, number within it) of each batch of an epoch.
         self._schedule = np.array(
@@ -113,15 +115,12 @@ class Batches:
         number, start = schedule[index]
         bucket = self.buckets[number]
         pairs = orders[number][start * bucket.rows : (start + 1) * bucket.rows]
-        return make_batch(self.store, pairs, bucket.rows, bucket.length)
-
-
-def make_batch(store: TokenStore, pairs: np.ndarray, rows: int, length: int) -> Batch:
-    """Pairs of the store as rows padded to `length` a side; missing rows are empty."""
-    return Batch(
-        pad_rows([store.source[i] for i in pairs], rows, length),
-        pad_rows([np.concatenate([[BOS], store.target[i]]) for i in pairs], rows, length + 1),
-    )
+        source = [self.store.source[i] for i in pairs]
+        target = [np.concatenate([[BOS], self.store.target[i]]) for i in pairs]
+        return Batch(
+            pad_rows(source, bucket.rows, bucket.source_length),
+            pad_rows(target, bucket.rows, bucket.target_length + 1),
+        )
 
 
 def pad_rows(sentences: list, rows: int, length: int) -> Tokens:

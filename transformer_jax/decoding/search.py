@@ -133,9 +133,11 @@ def beam_search(
 
     Each step looks at the 2W best continuations of a sentence's W live hypotheses. Those
     among the first W that end are kept; the best W that do not go on. A sentence is done
-    when W hypotheses have ended, or sooner when no live one can overtake its n-th best
-    ended one, however long it grows; from then on nothing changes for it, whatever its
-    companions still need. With W = 1 this is greedy search.
+    when no live hypothesis can overtake its n-th best ended one, however long it grows;
+    from then on nothing changes for it, whatever its companions still need. To stop once
+    W have ended would be quicker and wrong: a model trained with label smoothing gives
+    every early end some probability, and W of those fill up before the best one ends.
+    With W = 1, where the one hypothesis is over when it ends, this is greedy search.
 
     Args as `greedy_search`, and:
       beam_size: live hypotheses a sentence, W.
@@ -151,8 +153,8 @@ def beam_search(
         # Log-probabilities only fall, and the penalty forgives most at the limit.
         bound_B = best_live_B / length_penalty(limit_B.astype(jnp.float32), alpha)
         settled_B = state.ended.scores[:, n_best - 1] >= bound_B
-        full_B = state.ended.scores[:, -1] > _LOWEST
-        return settled_B | full_B | (limit_B <= state.position)
+        over_B = (state.ended.scores[:, -1] > _LOWEST) & (beam_size == 1)
+        return settled_B | over_B | (limit_B <= state.position)
 
     def unfinished(state: _BeamState):
         return (state.position < max_length) & ~done_B(state).all()
