@@ -5,6 +5,11 @@ test (test_2016_flickr). A narrow model sees the data often enough in the time: 
 of 128, close to the "tiny" Transformer of Wu et al. 2021.
 
     python train.py --config=configs/multi30k_en_de.py --workdir=runs/multi30k_en_de
+
+Record (2026-11-20, 2 CPU cores, Python 3.12, JAX 0.12.0, float32, seed 0): 10,000 updates in
+40 minutes (everything cold, a kill -9 and restart in the middle included), a median of
+7,835 target tokens/s. test: BLEU 39.2, chrF 63.1; valid: BLEU 40.1, chrF 62.9 (beam 4,
+nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp|version:2.6.0). Hyper-parameters by valid alone.
 """
 
 from transformer_jax.config import (
