@@ -65,7 +65,7 @@ def test_a_bad_value_is_told_with_its_field_and_what_it_takes(name, value, wante
 
 
 def test_a_float_field_takes_an_int():
-    changed("model.dropout_rate", 0).validate()
+    assert changed("model.dropout_rate", 0).validate().model.dropout_rate == 0
 
 
 def test_heads_must_divide_the_width():

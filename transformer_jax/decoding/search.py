@@ -172,17 +172,10 @@ def beam_search(
         ends_BC = tokens_BC == eos
         kept_BC = ends_BC & first_1C & ~done_B(state)[:, None]
 
-        penalty = length_penalty(state.position + 1.0, alpha)
+        scores_BC = log_probs_BC / length_penalty(state.position + 1.0, alpha)
         ended = _best(
-            Hypotheses(
-                jnp.concatenate([state.ended.tokens, candidates_BCT], axis=1),
-                jnp.concatenate(
-                    [state.ended.scores, jnp.where(kept_BC, log_probs_BC / penalty, _LOWEST)],
-                    axis=1,
-                ),
-                jnp.concatenate([state.ended.log_probs, log_probs_BC], axis=1),
-            ),
-            beam_size,
+            state.ended,
+            Hypotheses(candidates_BCT, jnp.where(kept_BC, scores_BC, _LOWEST), log_probs_BC),
         )
         live_log_probs_BW, chosen_BW = jax.lax.top_k(
             jnp.where(ends_BC, _LOWEST, log_probs_BC), beam_size
@@ -198,19 +191,24 @@ def beam_search(
             ended,
         )
 
-    tokens_BWT = jnp.full((batch, beam_size, max_length), pad, jnp.int32)
-    lowest_BW = jnp.full((batch, beam_size), _LOWEST)
-    start = _BeamState(
+    start = _first_beam(cache, (batch, beam_size, max_length), bos, pad)
+    end = jax.lax.while_loop(unfinished, advance, start)
+    return jax.tree.map(lambda x: x[:, :n_best], end.ended)
+
+
+def _first_beam(cache: Any, shape: tuple[int, int, int], bos: int, pad: int) -> _BeamState:
+    """The state before the first step, of `shape` [B, W, T]."""
+    tokens_BWT = jnp.full(shape, pad, jnp.int32)
+    lowest_BW = jnp.full(shape[:2], _LOWEST)
+    return _BeamState(
         jnp.int32(0),
         cache,
-        jnp.full((batch, beam_size), bos, jnp.int32),
+        jnp.full(shape[:2], bos, jnp.int32),
         tokens_BWT,
         # All hypotheses are equal at first: only one may live, or the beam stays W equals.
         lowest_BW.at[:, 0].set(0.0),
         Hypotheses(tokens_BWT, lowest_BW, lowest_BW),
     )
-    end = jax.lax.while_loop(unfinished, advance, start)
-    return jax.tree.map(lambda x: x[:, :n_best], end.ended)
 
 
 def _continuations(log_probs_BWV: jax.Array, count: int):
@@ -232,8 +230,9 @@ def _continuations(log_probs_BWV: jax.Array, count: int):
     return log_probs_BC, parents_BC, jnp.take_along_axis(tokens, index_BC, axis=1)
 
 
-def _best(hypotheses: Hypotheses, count: int) -> Hypotheses:
-    """The `count` best by score; of equals, the earlier."""
-    _, index_BN = jax.lax.top_k(hypotheses.scores, count)
+def _best(old: Hypotheses, new: Hypotheses) -> Hypotheses:
+    """As many of both as `old` has, by score; of equals, the earlier."""
+    both = jax.tree.map(lambda x, y: jnp.concatenate([x, y], axis=1), old, new)
+    _, index_BN = jax.lax.top_k(both.scores, old.scores.shape[1])
     rows_B1 = jnp.arange(index_BN.shape[0])[:, None]
-    return jax.tree.map(lambda x: x[rows_B1, index_BN], hypotheses)
+    return jax.tree.map(lambda x: x[rows_B1, index_BN], both)
