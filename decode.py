@@ -20,6 +20,9 @@ _INPUT = flags.DEFINE_string("input", "", "File to translate, instead of standar
 _OUTPUT = flags.DEFINE_string("output", "", "File to write, instead of standard output.")
 _CORPUS = flags.DEFINE_string("corpus", "", "Corpus to translate instead, such as text:PREFIX.")
 _SCORE = flags.DEFINE_bool("score", False, "Print the corpus' scores instead of its translation.")
+_TARGET_LANGUAGE = flags.DEFINE_string(
+    "target_language", "", "Language to translate into, of a model that was trained on several."
+)
 _BEAM_SIZE = flags.DEFINE_integer("beam_size", 0, "1 = greedy; 0 = the config's.", 0, 64)
 _N_BEST = flags.DEFINE_integer("n_best", 1, "Translations a line, best first.", lower_bound=1)
 _LENGTH_PENALTY = flags.DEFINE_float("length_penalty", None, "GNMT's alpha.", lower_bound=0.0)
@@ -37,12 +40,14 @@ flags.register_validator("workdir", bool, "the name of a folder was wanted")
 
 def main(_) -> None:
     from transformer_jax.data.corpus import read_corpus
-    from transformer_jax.decoding.stream import text_lines, translate_lines
+    from transformer_jax.decoding.stream import tagged, text_lines, translate_lines
     from transformer_jax.decoding.translator import Translator
     from transformer_jax.evaluation import score_translator
 
     if _SCORE.value and not _CORPUS.value:
         raise ValueError("--score needs a corpus to score: --corpus=text:PREFIX, say")
+    if _TARGET_LANGUAGE.value and _CORPUS.value:
+        raise ValueError("--target_language is for lines; a corpus says its own, as in @en-de")
     with contextlib.ExitStack() as files:
         lines, output = sys.stdin.buffer, sys.stdout.buffer
         if _INPUT.value:
@@ -60,8 +65,11 @@ def main(_) -> None:
         data = translator.config.data
         name = _INPUT.value or "standard input"
         texts = text_lines(lines, name)
+        if data.language_tags or _TARGET_LANGUAGE.value:
+            texts = tagged(texts, translator.vocabulary, _TARGET_LANGUAGE.value, name)
         if _CORPUS.value:
-            pairs = list(read_corpus(_CORPUS.value, data.source_language, data.target_language))
+            languages = data.source_language, data.target_language
+            pairs = list(read_corpus(_CORPUS.value, *languages, language_tags=data.language_tags))
             name, texts = _CORPUS.value, [pair.source for pair in pairs]
         if _OUTPUT.value:
             if _INPUT.value and os.path.realpath(_OUTPUT.value) == os.path.realpath(_INPUT.value):

@@ -14,11 +14,18 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: made, or res
 _PROFILE_STEPS = flags.DEFINE_string(
     "profile_steps", "", "FIRST:LAST steps to trace with jax.profiler into WORKDIR/profile."
 )
+_DRY_RUN = flags.DEFINE_bool(
+    "dry_run", False, "Describe data, batches and memory, run one step, and leave no run behind."
+)
 flags.mark_flags_as_required(["config", "workdir"])
 flags.register_validator("workdir", bool, "the name of a folder was wanted")
 
 
 def main(_) -> int:
+    if _DRY_RUN.value:
+        from transformer_jax.training.dry_run import dry_run
+
+        return dry_run(_CONFIG.value, _WORKDIR.value)
     from transformer_jax.training.loop import train
 
     steps = None

@@ -56,7 +56,8 @@ def synthetic_batch(random: np.random.Generator) -> Batch:
         ids = random.integers(4, _VOCAB.value, shape).astype(np.int32)
         return Tokens(ids, positions, np.ones(shape, np.int32))
 
-    return Batch(side(_LENGTH.value), side(_LENGTH.value + 1))
+    target = side(_LENGTH.value)
+    return Batch(side(_LENGTH.value), target, np.roll(target.ids, -1, axis=1))
 
 
 def measure() -> dict:

@@ -31,7 +31,6 @@ def get_config() -> Config:
             vocab_size=37_000,
             vocabulary_kind="bpe",
             max_length=256,
-            num_buckets=8,
             tokens_per_batch=25_000,
         ),
         optimizer=OptimizerConfig(schedule="rsqrt", warmup_steps=4000),

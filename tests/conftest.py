@@ -1,4 +1,4 @@
-"""Strict JAX on four fake CPU devices, for all tests; programs compiled once a session."""
+"""Strict JAX on four fake CPU devices; what is cached is cached for the session alone."""
 
 import os
 import tempfile
@@ -12,6 +12,14 @@ import jax
 import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache_home():
+    """The user's cache folder of the tests and the commands they start: never the user's own."""
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["XDG_CACHE_HOME"] = folder
+        yield folder
 
 
 @pytest.fixture(scope="session", autouse=True)

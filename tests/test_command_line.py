@@ -4,6 +4,7 @@ import concurrent.futures
 import json
 import os
 import pathlib
+import random
 import re
 import signal
 import subprocess
@@ -13,6 +14,7 @@ import time
 import pytest
 
 from transformer_jax.config import Config
+from transformer_jax.data.vocabulary import Vocabulary
 from transformer_jax.training.loop import train
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -99,6 +101,23 @@ def test_metrics_are_logged_in_order_and_validation_last(trained):
     assert {"valid_loss", "valid_bleu", "valid_chrf", "valid_bleu_signature"} <= lines[3].keys()
 
 
+def test_a_report_says_how_the_batches_were(trained):
+    """Two batches of 256 places a side make no whole epoch of 300 pairs."""
+    workdir, process = trained
+    pattern = (
+        r"step 2: loss .*, ([\d.]+) % real tokens, ([\d.]+) ms a step waiting for data, epochs"
+    )
+    told = re.search(pattern, process.stderr)
+    line = metrics(workdir)[0]
+    assert float(told[1]) == pytest.approx(100 * line["fill"], abs=0.1)
+    assert float(told[2]) == pytest.approx(1000 * line["data_wait_s_per_step"], abs=0.01)
+    assert 0.7 < line["fill"] <= 1 and 0 < line["epochs"][0] < 1
+    counts = (
+        r"training corpus numbers:train, en-de: 300 pairs, [\d,]+ source and [\d,]+ target tokens"
+    )
+    assert re.search(counts + "; left out: none", process.stderr)
+
+
 def test_decoding_gives_a_line_for_each_line(trained, home):
     process = run(home, "decode.py", f"--workdir={trained[0]}", text="seven\n\ntwo hundred one\n")
     assert process.returncode == 0, process.stderr
@@ -164,6 +183,10 @@ MISTAKES = {
     "no Config": (("train.py", "--config={home}/three.py", "--workdir={home}/new"), "Config"),
     "no flags": (("train.py",), "config"),
     "missing corpus": ((*TRAIN, "--config.data.train=text:{home}/no"), "{home}/no.en"),
+    "no cache": (
+        (*TRAIN, "--config.data.cache_dir={home}/output/cache"),
+        "nothing can be kept there (config.data.cache_dir names another folder)",
+    ),
     "below a file": ((*TRAIN[:2], "--workdir={home}/tiny.py/run"), "{home}/tiny.py/run"),
     "no run": (
         ("decode.py", "--workdir={home}/nowhere", "--output={home}/output"),
@@ -233,6 +256,8 @@ def test_a_bad_corpus_or_vocabulary_ends_the_training_before_it_begins(corpus, t
     assert "config.data.train names no corpus" in error_of(tmp_path)
     assert "at most" in error_of(tmp_path, train=text, vocab_size=5000)
     assert "has no pair left" in error_of(tmp_path, train=text, vocab_size=14, max_length=2)
+    short = error_of(tmp_path, train=text, vocab_size=14, source_row_length=2)
+    assert "config.data.source_row_length=2 is less than the longest source kept" in short
     unknown = "tfds:wmt14_translat/de-en:train"
     assert "did you mean wmt14_translate" in error_of(tmp_path, train=unknown)
     assert "no.model" in error_of(tmp_path, train=text, vocabulary=str(tmp_path / "no.model"))
@@ -259,3 +284,87 @@ def test_a_run_without_a_checkpoint_cannot_decode(trained, home, tmp_path):
     process = run(home, "decode.py", f"--workdir={tmp_path}", text="seven\n")
     assert process.returncode == 1
     assert process.stderr == f"error: there is no checkpoint in {tmp_path}\n"
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_a_stop_while_the_corpus_is_read_leaves_nothing_half_done(home, tmp_path, name):
+    many = [f"--config.data.{x}" for x in ("max_pairs=0", "valid=", f"cache_dir={tmp_path}")]
+    many.append("--config.data.vocabulary_kind=bytes")
+    command = ["train.py", f"--config={home / 'tiny.py'}", f"--workdir={tmp_path / 'run'}", *many]
+    with start(home, *command) as process:
+        until = time.monotonic() + 120
+        while not list(tmp_path.glob("tokens-*.aside-*/source_ids")):
+            assert time.monotonic() < until and process.poll() is None
+            time.sleep(0.05)
+        process.send_signal(signal.Signals[name])
+        _, err = process.communicate(timeout=120)
+    assert process.returncode == 128 + signal.Signals[name]
+    lines = [line for line in err.splitlines() if "tokenising" not in line]
+    assert lines[-1] == f"error: {'interrupted' if name == 'SIGINT' else 'terminated'}"
+    assert "Traceback" not in err
+    assert not list(tmp_path.glob("tokens-*.aside-*")) and not list(
+        tmp_path.glob("tokens-*/meta.json")
+    )
+
+
+def test_a_mixture_of_languages_with_tags(home):
+    process = run_training(
+        home, home / "mixture", "--config.data.train=numbers:train@en-de,numbers:train@en-fr",
+        "--config.data.valid=", "--config.data.language_tags", "--config.data.vocab_size=120",
+    )  # fmt: skip
+    assert process.returncode == 0, process.stderr
+    for languages in ("en-de", "en-fr"):
+        assert f"training corpus numbers:train, {languages}: 300 pairs, " in process.stderr
+    assert re.search(r"step 2: .* epochs 0\.\d\d 0\.\d\d, ", process.stderr)
+    assert len(metrics(home / "mixture")[0]["epochs"]) == 2
+    vocabulary = Vocabulary.load(home / "mixture" / "vocabulary.model")
+    pieces = vocabulary.pieces(vocabulary.encode(["<2de> seven", "<2fr> seven"])[0])
+    assert pieces[0] == "\u2581<2de>"
+    assert (
+        run(home, "decode.py", f"--workdir={home / 'mixture'}", text="<2fr> one\n").returncode == 0
+    )
+
+
+TYPHOONS = """
+from transformer_jax.config import Config
+
+def get_config():
+    config = Config()
+    config.model.num_layers, config.model.model_dim, config.model.num_heads = 1, 64, 4
+    config.model.feed_forward_dim, config.model.dropout_rate = 128, 0.0
+    config.data.train, config.data.test = "tsv:{folder}/train.tsv", "tsv:{folder}/test.tsv"
+    config.data.vocabulary_kind, config.data.max_length = "symbols", 32
+    config.data.tokens_per_batch = 2048
+    config.optimizer.schedule, config.optimizer.learning_rate = "cosine", 5e-3
+    config.optimizer.warmup_steps, config.optimizer.clip_norm = 50, 1.0
+    config.training.num_steps, config.training.label_smoothing = 600, 0.0
+    config.decoding.beam_size, config.decoding.rows, config.decoding.max_length = 1, 200, 32
+    return config
+"""
+
+
+def test_a_month_of_temperatures_tells_a_week_of_typhoons(home):
+    """Sequences of symbols that are no language: a day is "yes" where, a week before, t >= 26."""
+    draw = random.Random(0)
+    lines = []
+    for _ in range(3200):
+        days = [draw.randrange(15, 35) for _ in range(30)]
+        week = ["yes" if day >= 26 else "no" for day in days[-7:]]
+        lines.append(" ".join(f"t{day}" for day in days) + "\t" + " ".join(week))
+    assert len(set(lines)) == 3200
+    (home / "test.tsv").write_text("\n".join(lines[:200]) + "\n")
+    (home / "train.tsv").write_text("\n".join(lines[200:]) + "\n")
+    (home / "typhoons.py").write_text(TYPHOONS.format(folder=home))
+    workdir = home / "typhoons"
+    process = run(home, "train.py", f"--config={home / 'typhoons.py'}", f"--workdir={workdir}")
+    assert process.returncode == 0, process.stderr
+    scores = json.loads((workdir / "test.json").read_text())
+    assert scores["sentences"] == 200 and scores["exact_match"] >= 0.95
+    # Each symbol is one piece: 20 temperatures, yes and no, beside the four special ones.
+    assert len(Vocabulary.load(workdir / "vocabulary.model")) == 26
+    pairs = [line.split("\t") for line in lines[:50]]
+    sources = "".join(f"{source}\n" for source, _ in pairs)
+    decoded = run(home, "decode.py", f"--workdir={workdir}", text=sources)
+    weeks = decoded.stdout.splitlines()
+    assert decoded.returncode == 0 and len(weeks) == 50
+    assert sum(week == target for week, (_, target) in zip(weeks, pairs)) >= 47

@@ -48,6 +48,9 @@ def test_defaults_are_the_papers_base_model_and_valid():
         ("optimizer.learning_rate", float("nan"), "is not a finite number"),
         ("decoding.length_penalty", float("inf"), "is not a finite number"),
         ("data.vocab_size", 7, "must be at least 8"),
+        ("data.sampling_alpha", 1.5, "must be from 0.0 to 1.0"),
+        ("data.temperature", 0.0, "must be at least 0.01"),
+        ("data.batching", "sorted", "is not one of packed, bucketed"),
         ("decoding.beam_size", 65, "must be from 1 to 64"),
         ("seed", 2**31, "must be from 0 to"),
         ("model.norm", "middle", "is not one of post, pre"),
@@ -82,6 +85,15 @@ def test_width_must_be_even():
 def test_the_longest_pair_must_fit_a_batch():
     changed("data.tokens_per_batch", 128).validate()
     assert "config.data.max_length=128" in message(changed("data.tokens_per_batch", 127))
+    changed("data.tokens_per_batch", 0).validate()  # as many as the device holds
+
+
+@pytest.mark.parametrize("kind", ["bytes", "symbols"])
+def test_only_a_vocabulary_that_segments_can_be_sampled(kind):
+    config = changed("data.sampling_alpha", 0.1).validate()
+    config.data.vocabulary_kind = kind
+    told = message(config)
+    assert "config.data.sampling_alpha=0.1" in told and kind in told
 
 
 def test_rows_must_be_a_multiple_of_8():
@@ -99,6 +111,7 @@ def test_json_round_trip_keeps_every_field():
             else:
                 setattr(node, field.name, not value if isinstance(value, bool) else value or 1)
     config.seed, config.optimizer.epsilon = 7, 1.2345678901234567e-9
+    config.data.vocabulary_kind = "bpe"  # the last choice has no other segmentations to draw
     assert Config.from_json(config.to_json()) == config != Config()
 
 

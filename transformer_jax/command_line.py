@@ -4,12 +4,14 @@ import logging
 import os
 import pathlib
 import re
+import signal
 import sys
 from collections.abc import Callable, Sequence
 
 from absl import app, flags
 from absl import logging as absl_logging
 
+from transformer_jax.cache import cache_folder
 from transformer_jax.config import unknown_field
 
 USAGE_ERROR, FAILURE = 2, 1
@@ -26,6 +28,8 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
 
     def main_or_sentence(argv: Sequence[str]) -> int | None:
         _log_to_stderr()
+        # As an exception, so that what is half written is removed.
+        signal.signal(signal.SIGTERM, lambda *_: _end("terminated", 128 + signal.SIGTERM))
         try:
             if len(argv) > 1:
                 _end(f"unexpected argument {argv[1]!r}; options are --name=value", USAGE_ERROR)
@@ -84,9 +88,7 @@ def cache_compilations() -> None:
     In $JAX_COMPILATION_CACHE_DIR, or transformer_jax/ of the user's cache folder.
     """
     # By environment, which JAX reads when it is imported: a mistyped flag should not wait.
-    home = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
-    folder = str(pathlib.Path(home) / "transformer_jax" / "jax")
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", folder)
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache_folder("jax")))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 
 

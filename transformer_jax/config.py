@@ -40,20 +40,30 @@ class ModelConfig:
 
 @dataclasses.dataclass
 class DataConfig:
-    """Corpora, each one string: text:PREFIX, tfds:NAME:SPLIT or numbers:SPLIT."""
+    """Corpora, each one string, and how they become batches; see data/corpus.py."""
 
-    train: str = ""
+    train: str = ""  # a corpus, or a mixture: corpora joined by commas
     valid: str = ""
     test: str = ""
     source_language: str = "en"
     target_language: str = "de"
+    temperature: float = _number(1.0, 0.01)  # of a mixture without weights: sizes ** (1 / this)
+    language_tags: bool = False  # begin each source with its target language, as in <2de>
     vocab_size: int = _number(8000, 8)
     vocabulary: str = ""  # a SentencePiece model to use instead of training one
-    vocabulary_kind: str = _choice("unigram", "unigram", "bpe")
+    vocabulary_kind: str = _choice("unigram", "unigram", "bpe", "bytes", "symbols")
+    byte_fallback: bool = False  # spell characters that the vocabulary lacks in bytes
+    sampling_alpha: float = _number(0.0, 0.0, 1.0)  # segment anew at each epoch; 0 = off
     max_length: int = _number(128, 2)  # tokens a side, with the end symbol; longer: left out
-    max_pairs: int = _number(0, 0)  # of the training corpus; 0 = all
-    num_buckets: int = _number(6, 1)  # lengths that batches are padded to
-    tokens_per_batch: int = _number(4096, 1)  # a side, padding included, per update
+    max_length_ratio: float = _number(0.0, 0.0)  # of the sides; beyond: left out; 0 = any
+    drop_identical: bool = False  # leave out pairs with equal sides
+    max_pairs: int = _number(0, 0)  # of each training corpus; 0 = all
+    batching: str = _choice("packed", "packed", "bucketed")  # pairs share rows, or have their own
+    source_row_length: int = _number(0, 0)  # of packed rows; 0 = chosen by the corpus' lengths
+    target_row_length: int = _number(0, 0)
+    num_buckets: int = _number(6, 1, 64)  # lengths that bucketed batches are padded to
+    tokens_per_batch: int = _number(4096, 0)  # a side, padding included; 0 = what memory holds
+    cache_dir: str = ""  # where tokens are kept; "" = transformer_jax/data in the user's cache
 
 
 @dataclasses.dataclass
@@ -122,10 +132,21 @@ class Config:
                 f"config.model.model_dim={model.model_dim} is odd; sinusoidal positions come in "
                 "pairs of dimensions"
             )
-        if self.data.tokens_per_batch < self.data.max_length:
+        if 0 < self.data.tokens_per_batch < self.data.max_length:
             raise ValueError(
                 f"config.data.tokens_per_batch={self.data.tokens_per_batch} is less than "
                 f"config.data.max_length={self.data.max_length}: the longest pair fits no batch"
+            )
+        row = max(self.data.source_row_length, self.data.target_row_length)
+        if 0 < self.data.tokens_per_batch < row:
+            raise ValueError(
+                f"config.data.tokens_per_batch={self.data.tokens_per_batch} is less than a row of "
+                f"{row} tokens (config.data.source_row_length and target_row_length)"
+            )
+        if self.data.sampling_alpha and self.data.vocabulary_kind not in ("unigram", "bpe"):
+            raise ValueError(
+                f"config.data.sampling_alpha={self.data.sampling_alpha} needs a vocabulary_kind "
+                f"that segments, unigram or bpe, not {self.data.vocabulary_kind}"
             )
         if self.decoding.rows % 8:
             raise ValueError(
@@ -153,7 +174,7 @@ RESUMABLE = frozenset(
         "num_steps log_every eval_every eval_sentences save_every keep_checkpoints patience "
         "init_from"
     ).split()
-) | frozenset(f"config.data.{name}" for name in "train valid test vocabulary".split())
+) | frozenset(f"config.data.{name}" for name in "train valid test vocabulary cache_dir".split())
 
 
 def differences(old: Config, new: Config) -> list[str]:

@@ -6,7 +6,7 @@ import logging
 import pytest
 
 from transformer_jax.decoding import stream
-from transformer_jax.decoding.stream import text_lines, translate_lines
+from transformer_jax.decoding.stream import tagged, text_lines, translate_lines
 from transformer_jax.decoding.translator import Hypothesis, Translation
 
 
@@ -91,3 +91,33 @@ def test_what_is_done_is_written_before_more_is_read(monkeypatch):
         yield "c"
 
     translate_lines(Capitals(), lines(), io.BufferedWriter(written), name="in.txt")
+
+
+class Tags:
+    """A vocabulary that knows two tags."""
+
+    def has_piece(self, text: str) -> bool:
+        return text in ("<2de>", "<2ko>")
+
+
+def test_lines_with_text_get_the_tag_of_a_language(warnings):
+    assert list(tagged(["one", " ", "", "two"], Tags(), "de", "in")) == [
+        "<2de> one",
+        " ",
+        "",
+        "<2de> two",
+    ]
+    assert warnings() == []
+
+
+def test_lines_without_a_tag_are_warned_of_once(warnings):
+    lines = ["<2ko> one", "", "two", "three"]
+    assert list(tagged(lines, Tags(), "", "in.txt")) == lines
+    assert warnings() == [
+        "in.txt, line 3: no language tag, such as <2de>; --target_language adds it"
+    ]
+
+
+def test_a_language_that_was_not_trained_is_told():
+    with pytest.raises(ValueError, match="not trained to translate into 'fr': no tag <2fr>"):
+        tagged(["one"], Tags(), "fr", "in")

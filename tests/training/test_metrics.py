@@ -11,7 +11,7 @@ from transformer_jax.training.metrics import FILE, Meter, MetricLog, means
 
 def sums(tokens: float, **more: float) -> dict[str, float]:
     values = {"loss": 6.0, "cross_entropy": 4.0, "correct": 3.0, "probability": 2.0}
-    return values | {"tokens": tokens, "padding": 2.0, "places": 8.0} | more
+    return values | {"tokens": tokens, "filled": 2.0, "places": 8.0} | more
 
 
 @pytest.fixture
@@ -23,13 +23,13 @@ def lines(workdir) -> list[dict]:
     return [json.loads(line) for line in (workdir / FILE).read_text().splitlines()]
 
 
-def test_means_are_over_tokens_and_padding_over_places():
+def test_means_are_over_tokens_and_fill_over_places():
     assert means(sums(4)) == {
         "loss": 1.5,
         "perplexity": pytest.approx(math.e),
         "accuracy": 0.75,
         "probability": 0.5,
-        "padding": 0.25,
+        "fill": 0.25,
     }
 
 
@@ -51,6 +51,18 @@ def test_a_report_weighs_steps_by_their_tokens_and_begins_anew():
     assert meter.report()["loss"] == 0.0
 
 
+def test_waiting_for_data_is_a_mean_over_the_steps_of_a_report():
+    meter = Meter()
+    meter.start_clock()
+    for seconds in (0.0, 3.0):
+        meter.add_wait(seconds)
+        meter.add(sums(1))
+    assert meter.report()["data_wait_s_per_step"] == 1.5
+    meter.add_wait(0.5)
+    meter.add(sums(1))
+    assert meter.report()["data_wait_s_per_step"] == 0.5
+
+
 def test_resumed_sums_report_what_an_uninterrupted_run_does():
     whole, before = Meter(), Meter()
     for meter in (whole, before):
@@ -58,7 +70,7 @@ def test_resumed_sums_report_what_an_uninterrupted_run_does():
     resumed = Meter(json.loads(json.dumps(before.sums)))
     for meter in (whole, resumed):
         meter.add(sums(3, loss=2.0))
-    speeds = ("target_tokens_per_s", "seconds_per_step")
+    speeds = ("target_tokens_per_s", "seconds_per_step", "data_wait_s_per_step")
     one, other = (
         {k: v for k, v in m.report().items() if k not in speeds} for m in (whole, resumed)
     )

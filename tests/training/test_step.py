@@ -1,4 +1,4 @@
-"""The train step: devices and micro-batches change nothing; sums are divided once."""
+"""The train step: devices, micro-batches and packing change nothing; sums are divided once."""
 
 import functools
 
@@ -10,16 +10,15 @@ import pytest
 from flax import nnx
 
 from transformer_jax.config import ModelConfig
-from transformer_jax.data.batching import Batch
+from transformer_jax.data.batching import Batch, Batches
+from transformer_jax.data.rows import Growth, Shape, bucketed_rows, packed_rows
+from transformer_jax.data.token_store import Side, TokenStore
+from transformer_jax.data.vocabulary import EOS
+from transformer_jax.model import transformer
 from transformer_jax.model.masks import Tokens
 from transformer_jax.model.transformer import Transformer
 from transformer_jax.training.parallel import parallel, place, replicate
-from transformer_jax.training.step import (
-    TrainState,
-    make_eval_step,
-    make_train_step,
-    teacher_forcing,
-)
+from transformer_jax.training.step import TrainState, batch_sums, make_eval_step, make_train_step
 
 VOCAB = 13
 
@@ -34,7 +33,9 @@ def random_batch(seed: int, rows: int = 8, length: int = 6) -> Batch:
         lengths = random.integers(2, length + 1, (rows, 1))
         return Tokens(ids, positions, (positions < lengths).astype(np.int32))
 
-    return Batch(side(length), side(length + 1))
+    target = side(length + 1)
+    labels_BT = random.integers(4, VOCAB, target.ids.shape).astype(np.int32)
+    return Batch(side(length), target, labels_BT * target.segments)
 
 
 @functools.cache
@@ -157,13 +158,84 @@ def test_rows_that_devices_do_not_divide_are_filled_with_empty_ones():
     assert float(sums.tokens) == float(graph_sums["tokens"])
 
 
-def test_teacher_forcing_shifts_within_a_sentence():
-    target = Tokens(
-        np.array([[1, 7, 2, 1, 8, 2, 0]]),
-        np.array([[0, 1, 2, 0, 1, 2, 0]]),
-        np.array([[1, 1, 1, 2, 2, 2, 0]]),
+def random_store(pairs: int = 12) -> TokenStore:
+    random = np.random.default_rng(5)
+
+    def side() -> Side:
+        lengths = random.integers(2, 10, pairs)
+        ends = np.cumsum(lengths)
+        ids = random.integers(4, VOCAB, ends[-1])
+        ids[ends - 1] = EOS
+        return Side(ids.astype(np.uint16), np.append(0, ends))
+
+    return TokenStore(side(), side(), {}, 5)
+
+
+@pytest.fixture(scope="module")
+def layouts(tmp_path_factory) -> tuple[Batch, Batch]:
+    """All pairs of a store in one batch: packed in few rows, and one a row."""
+    cache, stores = tmp_path_factory.mktemp("cache"), [random_store()]
+    packed = packed_rows(stores, Shape(24, 24), Growth(), cache)
+    alone = bucketed_rows(stores, 1, Growth(), cache)
+    batches = [
+        Batches(stores, packed, tokens_per_batch=24 * len(packed[0][0]), seed=None),
+        Batches(stores, alone, tokens_per_batch=16 * max(alone[0][0].shape), seed=None),
+    ]
+    assert [int(x.steps_per_epoch[0]) for x in batches] == [1, 1]
+    return batches[0].batch_at(0), batches[1].batch_at(0)
+
+
+def sums_and_gradients(batch: Batch, norm: str):
+    config = ModelConfig(
+        num_layers=1, model_dim=16, num_heads=2, feed_forward_dim=32, dropout_rate=0.0, norm=norm
     )
-    inputs, labels_BT, weights_BT = teacher_forcing(target)
-    np.testing.assert_array_equal(inputs.ids, [[1, 7, 2, 1, 8, 2]])
-    np.testing.assert_array_equal(labels_BT, [[7, 2, 1, 8, 2, 0]])
-    np.testing.assert_array_equal(weights_BT, [[1, 1, 0, 1, 1, 0]])
+
+    @jax.jit
+    @functools.partial(jax.value_and_grad, has_aux=True)
+    def loss(params):
+        return batch_sums(nnx.merge(graphdef, params), batch, 0.1)
+
+    graphdef, params = nnx.split(Transformer(config, VOCAB, rngs=nnx.Rngs(0)))
+    (_, sums), gradients = loss(params)
+    return sums, gradients
+
+
+@pytest.fixture(scope="module", params=["post", "pre"])
+def one_a_row(request, layouts):
+    """The norm, and the sums and gradients of a pair a row."""
+    return request.param, sums_and_gradients(layouts[1], request.param)
+
+
+def largest_difference(packed, alone) -> float:
+    """Of the loss or of any gradient, relative to the largest entry of that array."""
+    pairs = zip(*(jax.tree.leaves((sums.loss, grads)) for sums, grads in (packed, alone)))
+    return max(float(abs(x - y).max() / abs(y).max()) for x, y in pairs)
+
+
+def test_packed_pairs_have_the_loss_and_gradients_of_pairs_alone(layouts, one_a_row):
+    norm, alone = one_a_row
+    assert layouts[0].source.segments.max() >= 2 and layouts[1].source.segments.max() == 1
+    packed = sums_and_gradients(layouts[0], norm)
+    assert largest_difference(packed, alone) < 1e-5
+    assert float(packed[0].tokens) == float(alone[0].tokens)
+    assert float(packed[0].filled) == float(alone[0].filled)
+    assert float(packed[0].places) < float(alone[0].places)
+
+
+@pytest.mark.parametrize("mask", ["encoder", "decoder", "cross"])
+def test_packing_needs_each_of_the_masks(layouts, one_a_row, mask, monkeypatch):
+    """With segments told from padding only in one kind of attention, the equality is gone."""
+    norm, alone = one_a_row
+    wrong, calls = ("encoder", "decoder", "cross").index(mask), []
+    segment_mask = transformer.segment_mask
+
+    def blurred(query_BT, memory_BM):
+        calls.append(len(calls) == wrong)
+        if calls[-1]:
+            query_BT, memory_BM = (jnp.minimum(x, 1) for x in (query_BT, memory_BM))
+        return segment_mask(query_BT, memory_BM)
+
+    monkeypatch.setattr(transformer, "segment_mask", blurred)
+    packed = sums_and_gradients(layouts[0], norm)
+    assert len(calls) == 3
+    assert largest_difference(packed, alone) > 1e-2

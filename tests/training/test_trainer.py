@@ -3,13 +3,17 @@
 import json
 import logging
 import pathlib
+import shutil
 import signal
+import sys
+import threading
 
 import jax
 import numpy as np
 import pytest
 from tqdm import tqdm
 
+import transformer_jax
 from transformer_jax.config import (
     Config,
     DataConfig,
@@ -18,8 +22,10 @@ from transformer_jax.config import (
     OptimizerConfig,
     TrainingConfig,
 )
+from transformer_jax.data.batching import Batches
 from transformer_jax.decoding.translator import Translator
 from transformer_jax.training import loop
+from transformer_jax.training import trainer as trainer_module
 from transformer_jax.training.checkpoint import Checkpoints
 from transformer_jax.training.interrupt import Interrupt
 from transformer_jax.training.trainer import NotFiniteError, Trainer
@@ -68,23 +74,70 @@ def run(config: Config, workdir: pathlib.Path, updates: int) -> Trainer:
 
 def reports(workdir: pathlib.Path) -> list[dict]:
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    speeds = ("target_tokens_per_s", "seconds_per_step", "seconds_left")
+    speeds = ("target_tokens_per_s", "seconds_per_step", "data_wait_s_per_step", "seconds_left")
     return [{k: v for k, v in line.items() if k not in speeds} for line in lines]
 
 
-@pytest.mark.parametrize("accumulate_steps", [1, 2])
-def test_six_updates_equal_three_and_a_restart_and_three_to_the_bit(tmp_path, accumulate_steps):
-    """With dropout on; the restart stands between two reports."""
-    config = make_config(training={"accumulate_steps": accumulate_steps})
+def assert_equal_to_the_bit(one: Trainer, other: Trainer) -> None:
+    leaves = jax.tree.leaves(one.state)
+    for got, wanted in zip(leaves, jax.tree.leaves(other.state), strict=True):
+        np.testing.assert_array_equal(got, wanted)
+
+
+MIXTURE = {"train": "numbers:train@en-de@3,numbers:train@en-fr@1", "vocab_size": 110}
+
+
+@pytest.mark.parametrize(
+    "sections",
+    [
+        {"data": MIXTURE},
+        {"data": MIXTURE | {"batching": "bucketed"}, "training": {"accumulate_steps": 2}},
+        {"data": {"sampling_alpha": 0.3}},
+    ],
+    ids=["packed mixture", "bucketed mixture in micro-batches", "other segmentations"],
+)
+def test_six_updates_equal_three_and_a_restart_and_three_to_the_bit(tmp_path, sections):
+    """With dropout on; the restart stands between two reports, and finds an empty cache."""
+    config = make_config(**sections)
     whole = run(config, tmp_path / "whole", 6)
+    config.data.cache_dir = str(tmp_path / "cache")
     run(config, tmp_path / "parts", 3)
+    shutil.rmtree(tmp_path / "cache")
     resumed = run(config, tmp_path / "parts", 3)
     assert resumed.step == whole.step == 6
-    leaves = jax.tree.leaves(resumed.state)
-    for got, wanted in zip(leaves, jax.tree.leaves(whole.state), strict=True):
-        np.testing.assert_array_equal(got, wanted)
+    assert_equal_to_the_bit(resumed, whole)
     assert reports(tmp_path / "parts") == reports(tmp_path / "whole")
     assert len(reports(tmp_path / "whole")) == 3
+
+
+def test_segmentations_are_drawn_anew_in_each_epoch(tmp_path):
+    """Without drawing, an epoch has the rows of the one before."""
+    for alpha in (0.0, 0.3):
+        trainer = Trainer(make_config(data={"sampling_alpha": alpha}), tmp_path / str(alpha))
+        trainer.close()
+        batches, size = trainer.batches, int(trainer.batches.epoch_sizes[0])
+        steps = range(-(-2 * size // batches.batch_rows[0]))
+        labels = np.concatenate([batches.batch_at(step).labels for step in steps])
+        first, second = (
+            {row.tobytes() for row in x} for x in (labels[:size], labels[size:][:size])
+        )
+        assert (first == second) == (alpha == 0)
+
+
+def test_epochs_of_each_corpus_are_told_with_the_share_of_real_tokens(tmp_path):
+    config = make_config(data=MIXTURE | {"tokens_per_batch": 544})
+    trainer = run(config, tmp_path, 6)
+    batches = [trainer.batches.batch_at(step) for step in range(6)]
+    pairs = sum(int(batch.target.segments.max(axis=1).sum()) for batch in batches)
+    report = reports(tmp_path)[-1]
+    # Of 200 pairs each, three of one corpus for one of the other.
+    german, french = report["epochs"]
+    assert german == pytest.approx(3 * french, rel=0.3)
+    assert 200 * (german + french) == pytest.approx(pairs, rel=0.1)
+    real = sum((x.segments > 0).sum() for batch in batches[4:] for x in batch[:2])
+    places = sum(x.segments.size for batch in batches[4:] for x in batch[:2])
+    assert len(batches[0].labels) % jax.local_device_count() == 0  # or empty rows are added
+    assert report["fill"] == pytest.approx(real / places)
 
 
 def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, caplog):
@@ -101,8 +154,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, caplog):
     again.advance()
     again.save()
     again.close()
-    for got, wanted in zip(jax.tree.leaves(again.state), jax.tree.leaves(whole.state), strict=True):
-        np.testing.assert_array_equal(got, wanted)
+    assert_equal_to_the_bit(again, whole)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_is_never_saved(tmp_path):
@@ -207,8 +259,85 @@ def test_a_corpus_that_changed_is_not_resumed_on(tmp_path):
     config = make_config(data={"train": f"text:{tmp_path}/c", "vocab_size": 40})
     run(config, tmp_path / "run", 1)
     (tmp_path / "c.de").write_text("\n".join(reversed(lines)))
-    with pytest.raises(ValueError, match="its content has changed"):
+    with pytest.raises(ValueError, match="its content or weights have changed"):
         Trainer(config, tmp_path / "run")
+
+
+@pytest.mark.parametrize("changed", ["weights", "order", "number"])
+def test_a_mixture_that_changed_is_not_resumed_on(tmp_path, changed):
+    run(make_config(data=MIXTURE), tmp_path, 1)
+    german, french = MIXTURE["train"].split(",")
+    other = {
+        "weights": f"{german[:-1]}1,{french}",
+        "order": f"{french},{german}",
+        "number": german,
+    }[changed]
+    with pytest.raises(ValueError, match=r"config\.data\.train|the training corpus"):
+        Trainer(make_config(data=MIXTURE | {"train": other}), tmp_path).close()
+
+
+def test_a_run_of_an_older_version_is_not_resumed(tmp_path):
+    """Its checkpoints do not say how many tokens a batch has: it had other batches."""
+    run(make_config(), tmp_path, 1)
+    (kept,) = (tmp_path / "checkpoints").rglob("run/metadata")
+    saved = json.loads(kept.read_text())
+    del saved["progress"]["tokens_per_batch"]
+    kept.write_text(json.dumps(saved))
+    with pytest.raises(ValueError, match=r"older version.*config\.training\.init_from"):
+        Trainer(make_config(), tmp_path)
+
+
+def our_threads() -> list[threading.Thread]:
+    """Threads that are inside a function of the package."""
+
+    def files(frame):
+        while frame:
+            yield frame.f_code.co_filename
+            frame = frame.f_back
+
+    package, frames = str(pathlib.Path(transformer_jax.__file__).parent), sys._current_frames()
+    return [
+        thread
+        for thread in threading.enumerate()
+        if thread is not threading.current_thread()
+        and any(file.startswith(package) for file in files(frames.get(thread.ident)))
+    ]
+
+
+def test_a_closed_run_leaves_no_thread(tmp_path):
+    trainer = Trainer(make_config(data={"valid": "numbers:valid"}), tmp_path)
+    trainer.advance()
+    assert our_threads()
+    trainer.close()
+    assert not our_threads()
+
+
+def test_a_run_that_cannot_be_opened_leaves_no_thread_and_no_lock(tmp_path, monkeypatch):
+    def refused(*_):
+        assert our_threads()
+        raise OSError("no space left")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer_module, "MetricLog", refused)
+        with pytest.raises(OSError, match="no space left"):
+            Trainer(make_config(), tmp_path)
+    assert not our_threads()
+    Trainer(make_config(), tmp_path).close()
+
+
+def test_a_batch_that_cannot_be_made_ends_the_training_with_its_error(tmp_path, monkeypatch):
+    make = Batches.batch_at
+
+    def broken(self, step, *processes):
+        if step == 2:
+            raise OSError("the disk is gone")
+        return make(self, step, *processes)
+
+    monkeypatch.setattr(Batches, "batch_at", broken)
+    with pytest.raises(OSError, match="the disk is gone"):
+        loop.train(make_config(training={"save_every": 2}), tmp_path)
+    assert not our_threads()
+    assert (tmp_path / "checkpoints/2").is_dir()
 
 
 def test_the_loop_evaluates_keeps_the_best_and_runs_out_of_patience(tmp_path, capsys):

@@ -2,23 +2,30 @@
 
 A corpus is one string:
 
-  text:PREFIX       PREFIX.en and PREFIX.de (the config's languages), a sentence a line,
-                    UTF-8, plain or .gz or .xz
+  text:PREFIX       PREFIX.en and PREFIX.de (the config's languages), a sentence a line
+  tsv:FILE          source, tab, target on each line; further columns are ignored
   tfds:NAME:SPLIT   a translation data set of TensorFlow Datasets, such as
                     tfds:wmt14_translate/de-en:train; read without TensorFlow
   numbers:SPLIT     English number words and their translation, train, valid or test
+
+Files are UTF-8, plain or .gz or .xz. A mixture is corpora joined by commas, each of which
+may end in @SOURCE-TARGET, its own languages, and @WEIGHT, its share of training:
+
+  text:europarl/train@it-en@3,text:multi30k/train@en-de@1
 """
 
-import contextlib
-import difflib
+import dataclasses
 import gzip
+import hashlib
 import itertools
 import lzma
+import math
 import os
+import pathlib
 import re
-import sys
 import zlib
 from collections.abc import Callable, Iterator
+from importlib import metadata
 from typing import NamedTuple
 
 import numpy as np
@@ -31,33 +38,143 @@ class Pair(NamedTuple):
     target: str
 
 
-def read_corpus(
-    name: str, source_language: str, target_language: str, max_pairs: int = 0
-) -> Iterator[Pair]:
-    """The pairs of a corpus in their order, at most `max_pairs` (0 = all).
+@dataclasses.dataclass
+class Corpus:
+    """One corpus of a mixture, or the only one.
 
-    Raises:
-      ValueError: the string names no corpus, or its content is not what it should be;
-        the message says where (file and line).
-      FileNotFoundError: a file is missing.
+    Attributes:
+      name: KIND:REST, without languages and weight.
+      source_language, target_language: of this corpus.
+      weight: share of training, relative to the other corpora's; 0 = none was given.
+      tag: what each source begins with, such as "<2de>"; "" = nothing.
+      max_pairs: most pairs read; 0 = all.
+      size: number of pairs, once they were read to the end.
     """
-    kind, _, rest = name.partition(":")
-    if kind not in _READERS or not rest:
-        raise ValueError(f"corpus {name!r} is none of text:PREFIX, tfds:NAME:SPLIT, numbers:SPLIT")
-    pairs = _READERS[kind](rest, source_language, target_language)
-    return itertools.islice(pairs, max_pairs or None)
+
+    name: str
+    source_language: str
+    target_language: str
+    weight: float = 0.0
+    tag: str = ""
+    max_pairs: int = 0
+    size: int | None = None
+
+    def __iter__(self) -> Iterator[Pair]:
+        """The pairs in their order.
+
+        Raises:
+          ValueError: the content is not what it should be; the message says where.
+          FileNotFoundError: a file is missing.
+        """
+        kind, _, rest = self.name.partition(":")
+        sides = _KINDS[kind][0](rest, self.source_language, self.target_language)
+        size = 0
+        for source, target in itertools.islice(sides, self.max_pairs or None):
+            # A source without text keeps none, so that it is left out as empty.
+            yield Pair(f"{self.tag} {source}" if self.tag and source.strip() else source, target)
+            size += 1
+        self.size = size
+
+    def fingerprint(self) -> str:
+        """A hash of all that the pairs depend on: equal for equal content."""
+        kind, _, rest = self.name.partition(":")
+        languages = self.source_language, self.target_language
+        files, what = _KINDS[kind][1](rest, *languages)
+        known_by = kind, what, languages, self.tag, self.max_pairs
+        if not files:
+            known_by += (rest,)
+        result = hashlib.sha256(repr(known_by).encode())
+        for path in files:
+            with open(path, "rb") as file:
+                result.update(hashlib.file_digest(file, "sha256").digest())
+        return result.hexdigest()
+
+    def check_unchanged(self, fingerprint: str) -> None:
+        """ValueError if the content is no longer that of an earlier fingerprint."""
+        if self.fingerprint() != fingerprint:
+            raise ValueError(f"corpus {self.name} has changed while it was read; start again")
 
 
-_OPENERS: dict[str, Callable] = {"": open, ".gz": gzip.open, ".xz": lzma.open}
+def parse_corpora(
+    names: str,
+    source_language: str,
+    target_language: str,
+    *,
+    max_pairs: int = 0,
+    language_tags: bool = False,
+) -> list[Corpus]:
+    """The corpora of a string, which are one or a mixture of several.
+
+    Args:
+      names: as this module's docstring has it.
+      source_language, target_language: of corpora that name none.
+      max_pairs: most pairs of each; 0 = all.
+      language_tags: begin each source with a tag of its target language.
+    """
+    corpora = []
+    for item in re.split(rf",(?=(?:{'|'.join(_KINDS)}):)", names):
+        corpus = Corpus(item, source_language, target_language, max_pairs=max_pairs)
+        while option := _OPTION.fullmatch(corpus.name):
+            if option["weight"]:
+                corpus.weight = _weight(option["weight"], item)
+            else:
+                corpus.source_language, corpus.target_language = option["source"], option["target"]
+            corpus.name = option["name"]
+        kind, _, rest = corpus.name.partition(":")
+        if kind not in _KINDS or not rest:
+            raise ValueError(
+                f"corpus {item!r} is none of text:PREFIX, tsv:FILE, tfds:NAME:SPLIT, numbers:SPLIT"
+            )
+        corpus.tag = language_tag(corpus.target_language) if language_tags else ""
+        corpora.append(corpus)
+    if len({corpus.weight > 0 for corpus in corpora}) > 1:
+        without = next(corpus.name for corpus in corpora if not corpus.weight)
+        raise ValueError(f"corpus {without} has no weight, and others of {names!r} have one")
+    return corpora
 
 
-def _find(prefix: str, language: str) -> tuple[str, Callable]:
-    """The file of one side, and what opens it."""
-    for suffix, opener in _OPENERS.items():
-        path = f"{prefix}.{language}{suffix}"
-        if os.path.isfile(path):
-            return path, opener
-    raise FileNotFoundError(f"there is no file {prefix}.{language} (nor with .gz or .xz)")
+def language_tag(language: str) -> str:
+    """What a source begins with that is to be translated into a language (Johnson et al. 2017)."""
+    return f"<2{language}>"
+
+
+_OPTION = re.compile(
+    r"(?P<name>.+)@(?:(?P<source>[A-Za-z]\w*)-(?P<target>[A-Za-z][\w-]*)"
+    r"|(?P<weight>[-+]?(?:[.\d][-+.\deE]*|nan|inf)))"
+)
+
+
+def _weight(text: str, item: str) -> float:
+    try:
+        weight = float(text)
+    except ValueError:
+        raise ValueError(f"the weight {text} of corpus {item!r} is not a number") from None
+    if not 0 < weight < math.inf:
+        raise ValueError(f"the weight {text} of corpus {item!r} must be above zero, and finite")
+    return weight
+
+
+def read_corpus(
+    names: str, source_language: str, target_language: str, *, language_tags: bool = False
+) -> Iterator[Pair]:
+    """All pairs of a corpus or mixture, one corpus after the other; errors as `Corpus` has."""
+    corpora = parse_corpora(names, source_language, target_language, language_tags=language_tags)
+    return itertools.chain.from_iterable(corpora)
+
+
+_OPENERS: dict[str, Callable] = {".gz": gzip.open, ".xz": lzma.open}
+
+
+def _lines(path: str) -> Iterator[str]:
+    """The lines of a text file, without their ends."""
+    number = 0
+    with _OPENERS.get(pathlib.Path(path).suffix, open)(path, "rb") as file:
+        try:
+            for number, line in enumerate(file, 1):
+                text = decode_line(line, path, number)
+                yield text.removeprefix("\ufeff") if number == 1 else text
+        except (EOFError, gzip.BadGzipFile, zlib.error, lzma.LZMAError) as error:
+            raise ValueError(f"{path} is damaged after line {number}: {error}") from None
 
 
 def decode_line(line: bytes, path: str, number: int) -> str:
@@ -68,71 +185,45 @@ def decode_line(line: bytes, path: str, number: int) -> str:
         raise ValueError(f"{path}, line {number}: not valid UTF-8 ({error.reason})") from None
 
 
-def _read_text(prefix: str, source_language: str, target_language: str) -> Iterator[Pair]:
-    source_path, open_source = _find(prefix, source_language)
-    target_path, open_target = _find(prefix, target_language)
-    number = 0
-    with open_source(source_path, "rb") as source, open_target(target_path, "rb") as target:
-        try:
-            lines = itertools.zip_longest(source, target)
-            for number, (source_line, target_line) in enumerate(lines, 1):
-                if source_line is None or target_line is None:
-                    count = number + sum(1 for _ in lines)
-                    counts = (number - 1, count) if source_line is None else (count, number - 1)
-                    raise ValueError(
-                        f"sides of unequal length: {source_path} has {counts[0]} lines, "
-                        f"{target_path} has {counts[1]}"
-                    )
-                yield Pair(
-                    decode_line(source_line, source_path, number),
-                    decode_line(target_line, target_path, number),
-                )
-        except (EOFError, gzip.BadGzipFile, zlib.error, lzma.LZMAError) as error:
+def _text_files(prefix: str, *languages: str) -> list[str]:
+    """The file of each side."""
+    files = []
+    for language in languages:
+        paths = [f"{prefix}.{language}{suffix}" for suffix in ("", *_OPENERS)]
+        found = next(filter(os.path.isfile, paths), None)
+        if found is None:
+            raise FileNotFoundError(f"there is no file {paths[0]} (nor with .gz or .xz)")
+        files.append(found)
+    return files
+
+
+def _read_text(prefix: str, *languages: str) -> Iterator[tuple[str, str]]:
+    paths = _text_files(prefix, *languages)
+    sides = [_lines(path) for path in paths]
+    for number, pair in enumerate(itertools.zip_longest(*sides), 1):
+        if None in pair:
+            counts = [number - 1 if x is None else number + sum(1 for _ in side)
+                      for x, side in zip(pair, sides)]  # fmt: skip
             raise ValueError(
-                f"{source_path} or {target_path} is damaged after line {number}: {error}"
-            ) from None
+                f"sides of unequal length: {paths[0]} has {counts[0]} lines, "
+                f"{paths[1]} has {counts[1]}"
+            )
+        yield pair
 
 
-def _read_tfds(rest: str, source_language: str, target_language: str) -> Iterator[Pair]:
-    import tensorflow_datasets as tfds
-    import tensorflow_datasets.translate  # noqa: F401  registers the wmt* data sets
-
-    # A name may end in a version, name:1.0.0, and a split may hold colons, train[:10%].
-    match = re.fullmatch(r"([^:]+(?::\d+\.\d+\.\d+)?):(.+)", rest)
-    if not match:
-        raise ValueError(f"corpus 'tfds:{rest}' names no split: tfds:NAME:SPLIT was wanted")
-    name, split = match.groups()
-    try:
-        builder = tfds.builder(name, file_format="array_record")
-    except (tfds.core.DatasetNotFoundError, ValueError) as error:
-        known = tfds.list_builders(with_community_datasets=False)
-        near = difflib.get_close_matches(name.partition("/")[0], known, n=3)
-        hint = f"; did you mean {' or '.join(near)}?" if near else ""
-        raise ValueError(
-            f"TensorFlow Datasets has no {name!r}{hint} ({str(error).strip().splitlines()[0]})"
-        ) from None
-    with contextlib.redirect_stdout(sys.stderr):  # where it tells what it does
-        builder.download_and_prepare()
-    features = builder.info.features
-    missing = [x for x in (source_language, target_language) if x not in features]
-    if missing:
-        raise ValueError(f"tfds:{name} has no language {missing[0]!r}, only {', '.join(features)}")
-    try:
-        records = builder.as_data_source(split=split)
-    except (ValueError, KeyError) as error:
-        known = ", ".join(builder.info.splits)
-        reason = str(error).strip().splitlines()[0]
-        raise ValueError(f"tfds:{name} has no split {split!r}, only {known} ({reason})") from None
-    for start in range(0, len(records), 1024):
-        for record in records.__getitems__(range(start, min(start + 1024, len(records)))):
-            yield Pair(record[source_language].decode(), record[target_language].decode())
+def _read_tsv(path: str, *_: str) -> Iterator[tuple[str, str]]:
+    for number, line in enumerate(_lines(path), 1):
+        columns = line.split("\t")
+        if len(columns) < 2:
+            raise ValueError(f"{path}, line {number}: no tab between source and target")
+        yield columns[0], columns[1]
 
 
 _NUMBERS = 1_000_000
 _HELD_OUT = 1000  # numbers of the validation split, and of the test split
 
 
-def _read_numbers(split: str, source_language: str, target_language: str) -> Iterator[Pair]:
+def _read_numbers(split: str, *languages: str) -> Iterator[tuple[str, str]]:
     """0 to 999,999 in one fixed random order, whose first numbers are the held-out splits."""
     from num2words import CONVERTER_CLASSES, num2words
 
@@ -143,7 +234,6 @@ def _read_numbers(split: str, source_language: str, target_language: str) -> Ite
     }
     if split not in bounds:
         raise ValueError(f"corpus 'numbers:{split}' is none of numbers:{', numbers:'.join(bounds)}")
-    languages = (source_language, target_language)
     for language in languages:
         if language not in CONVERTER_CLASSES:
             raise ValueError(
@@ -152,9 +242,27 @@ def _read_numbers(split: str, source_language: str, target_language: str) -> Ite
             )
     for number in np.random.default_rng(0).permutation(_NUMBERS)[slice(*bounds[split])]:
         try:
-            yield Pair(*(num2words(int(number), lang=language) for language in languages))
+            source, target = (num2words(int(number), lang=language) for language in languages)
         except (TypeError, NotImplementedError, OverflowError) as error:
             raise ValueError(f"num2words cannot say {number} in {languages}: {error}") from None
+        yield source, target
 
 
-_READERS = {"text": _read_text, "tfds": _read_tfds, "numbers": _read_numbers}
+def _tfds(function: str) -> Callable:
+    def call(*arguments: str):
+        # TensorFlow Datasets takes a third of a second to import, in each process.
+        from transformer_jax.data import tfds_corpus
+
+        return getattr(tfds_corpus, function)(*arguments)
+
+    return call
+
+
+# Of each kind, what reads its pairs, and what tells its content: files to be hashed, and
+# whatever else there is to say.
+_KINDS: dict[str, tuple[Callable, Callable]] = {
+    "text": (_read_text, lambda prefix, *languages: (_text_files(prefix, *languages), "")),
+    "tsv": (_read_tsv, lambda path, *_: ([path], "")),
+    "tfds": (_tfds("read_tfds"), _tfds("tfds_content")),
+    "numbers": (_read_numbers, lambda *_: ([], (metadata.version("num2words"), np.__version__))),
+}

@@ -7,6 +7,8 @@ from typing import Any, BinaryIO
 
 from tqdm import tqdm
 
+from transformer_jax.data.corpus import language_tag
+from transformer_jax.data.vocabulary import Vocabulary
 from transformer_jax.decoding.translator import Translation, Translator
 
 logger = logging.getLogger(__name__)
@@ -25,6 +27,32 @@ def text_lines(lines: Iterable[bytes], name: str) -> Iterator[str]:
                 "%s, line %d: not valid UTF-8 (%s); replaced", name, number, error.reason
             )
             yield text.decode("utf-8", errors="replace")
+
+
+def tagged(lines: Iterable[str], vocabulary: Vocabulary, language: str, name: str) -> Iterator[str]:
+    """Lines that begin with the tag of a language, those without text as they are.
+
+    Without a language they should begin with tags of their own; the first that does not is
+    warned of. ValueError where the vocabulary has no such tag.
+    """
+    tag = language_tag(language)
+    if language and not vocabulary.has_piece(tag):
+        raise ValueError(f"the model was not trained to translate into {language!r}: no tag {tag}")
+
+    def lines_with_tags() -> Iterator[str]:
+        warned = False
+        for number, line in enumerate(lines, 1):
+            has_tag = language or vocabulary.has_piece(line.partition(" ")[0])
+            if line.strip() and not has_tag and not warned:
+                logger.warning(
+                    "%s, line %d: no language tag, such as <2de>; --target_language adds it",
+                    name,
+                    number,
+                )
+                warned = True
+            yield f"{tag} {line}" if language and line.strip() else line
+
+    return lines_with_tags()
 
 
 def translate_lines(

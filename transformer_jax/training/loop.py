@@ -45,8 +45,9 @@ def train(
       ValueError, OSError: what the user can mend, in one sentence.
     """
     start = time.monotonic()
+    trainer = Trainer(config, workdir)
     with Interrupt() as interrupt:
-        with contextlib.closing(Trainer(config, workdir)) as trainer, _progress_bar(trainer) as bar:
+        with contextlib.closing(trainer), _progress_bar(trainer) as bar:
             trainer.on_report = functools.partial(_show, bar)
             run_to_end(trainer, interrupt, bar, profile_steps)
             step = trainer.step
@@ -129,12 +130,15 @@ def _show(bar: tqdm, step: int, report: dict[str, float]) -> None:
     """A report as a line, and its main figures beside the bar."""
     logger.info(
         "step %d: loss %.4f, perplexity %.2f, accuracy %.3f, probability %.3f, learning rate "
-        "%.2e, gradient norm %.2f, %.0f target tokens/s, padding %.1f %%, %.0f s left",
+        "%.2e, gradient norm %.2f, %.0f target tokens/s, %.1f %% real tokens, %.2f ms a step "
+        "waiting for data, epochs %s, %.0f s left",
         step,
         *(report[n] for n in "loss perplexity accuracy probability learning_rate".split()),
         report["gradient_norm"],
         report["target_tokens_per_s"],
-        100 * report["padding"],
+        100 * report["fill"],
+        1000 * report["data_wait_s_per_step"],
+        " ".join(f"{epochs:.2f}" for epochs in report["epochs"]),
         report["seconds_left"],
     )
     bar.set_postfix_str(f"loss {report['loss']:.3f}", refresh=False)
@@ -143,7 +147,8 @@ def _show(bar: tqdm, step: int, report: dict[str, float]) -> None:
 def _test(config: Config, workdir: pathlib.Path) -> None:
     """Scores the best checkpoint on the test corpus; keeps the scores and shows samples."""
     data = config.data
-    pairs = list(read_corpus(data.test, data.source_language, data.target_language))
+    languages = data.source_language, data.target_language
+    pairs = list(read_corpus(data.test, *languages, language_tags=data.language_tags))
     scores, translations = score_translator(Translator.from_workdir(workdir), pairs)
     (workdir / TEST_FILE).write_text(json.dumps(scores) + "\n")
     for pair, translation in list(zip(pairs, translations))[:_SAMPLES]:

@@ -18,7 +18,7 @@ class Sums(NamedTuple):
     probability: jax.Array  # of the right next token
     tokens: jax.Array  # real target tokens
     places: jax.Array  # places in the batch, both sides, padding included
-    padding: jax.Array  # places that hold none
+    filled: jax.Array  # places that hold a real token
 
 
 def smoothed_cross_entropy(

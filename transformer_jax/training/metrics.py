@@ -20,7 +20,7 @@ class Meter:
 
     def __init__(self, sums: dict[str, float] | None = None):
         self.sums = dict(sums or dict.fromkeys(Sums._fields, 0.0))
-        self._seconds, self._tokens, self._steps = 0.0, 0.0, 0
+        self._seconds, self._tokens, self._steps, self._waited = 0.0, 0.0, 0, 0.0
         self._since: float | None = None
 
     def start_clock(self) -> None:
@@ -33,6 +33,10 @@ class Meter:
         if self._since is not None:
             self._seconds += time.monotonic() - self._since
         self._since = None
+
+    def add_wait(self, seconds: float) -> None:
+        """Adds the time that a step waited for its batch."""
+        self._waited += seconds
 
     def add(self, metrics: dict[str, Any]) -> None:
         """Adds the sums of one step."""
@@ -48,14 +52,15 @@ class Meter:
         report = means(self.sums) | {
             "target_tokens_per_s": self._tokens / max(self._seconds, 1e-9),
             "seconds_per_step": self._seconds / max(self._steps, 1),
+            "data_wait_s_per_step": self._waited / max(self._steps, 1),
         }
         self.sums = dict.fromkeys(self.sums, 0.0)
-        self._seconds, self._tokens, self._steps = 0.0, 0.0, 0
+        self._seconds, self._tokens, self._steps, self._waited = 0.0, 0.0, 0, 0.0
         return report
 
 
 def means(sums: dict[str, float]) -> dict[str, float]:
-    """Loss (nats a token, smoothed), perplexity, accuracy, probability, share of padding."""
+    """Loss (nats a token, smoothed), perplexity, accuracy, probability, share of real tokens."""
     tokens = max(sums["tokens"], 1.0)
     cross_entropy = sums["cross_entropy"] / tokens
     return {
@@ -63,7 +68,7 @@ def means(sums: dict[str, float]) -> dict[str, float]:
         "perplexity": math.exp(min(cross_entropy, 700.0)),
         "accuracy": sums["correct"] / tokens,
         "probability": sums["probability"] / tokens,
-        "padding": sums["padding"] / max(sums["places"], 1.0),
+        "fill": sums["filled"] / max(sums["places"], 1.0),
     }
 
 

@@ -13,7 +13,6 @@ import optax
 from flax import nnx
 
 from transformer_jax.data.batching import Batch
-from transformer_jax.model.masks import Tokens
 from transformer_jax.training.loss import Sums, smoothed_cross_entropy
 from transformer_jax.training.parallel import AXIS
 
@@ -26,27 +25,15 @@ class TrainState(NamedTuple):
     optimizer: Any
 
 
-def teacher_forcing(target: Tokens) -> tuple[Tokens, jax.Array, jax.Array]:
-    """Decoder input [B, T], labels [B, T] (the input one place on) and their weights.
-
-    A place weighs 1 where it and the next one are of the same sentence, else 0.
-    """
-    inputs = Tokens(*(x[:, :-1] for x in target))
-    next_BT = target.segments[:, 1:]
-    weights_BT = ((inputs.segments == next_BT) & (next_BT != 0)).astype(jnp.float32)
-    return inputs, target.ids[:, 1:], weights_BT
-
-
 def batch_sums(model, batch: Batch, smoothing: float, key=None) -> tuple[jax.Array, Sums]:
     """The summed loss of a batch, to be differentiated, and all its sums."""
-    inputs, labels_BT, weights_BT = teacher_forcing(batch.target)
+    weights_BT = (batch.target.segments != 0).astype(jnp.float32)
     keys = (None, None) if key is None else jax.random.split(key)
-    logits_BTV = model.decode(model.encode(batch.source, keys[0]), inputs, keys[1])
-    sums = smoothed_cross_entropy(logits_BTV, labels_BT, weights_BT, smoothing)
-    places = batch.source.ids.size + labels_BT.size
+    logits_BTV = model.decode(model.encode(batch.source, keys[0]), batch.target, keys[1])
+    sums = smoothed_cross_entropy(logits_BTV, batch.labels, weights_BT, smoothing)
+    places = batch.source.ids.size + batch.labels.size
     real = (batch.source.segments != 0).sum() + weights_BT.sum()
-    padding = places - real
-    sums = Sums(*sums, weights_BT.sum(), jnp.float32(places), padding.astype(jnp.float32))
+    sums = Sums(*sums, weights_BT.sum(), jnp.float32(places), real.astype(jnp.float32))
     return sums.loss, sums
 
 

@@ -14,17 +14,25 @@ import numpy as np
 from flax import nnx
 
 from transformer_jax.config import Config
-from transformer_jax.data.batching import Batches
 from transformer_jax.decoding.translator import Translator
 from transformer_jax.evaluation import score_translator
 from transformer_jax.model.transformer import Transformer
 from transformer_jax.training.checkpoint import Checkpoints, abstract_model, flatten, load_run
 from transformer_jax.training.metrics import Meter, MetricLog
 from transformer_jax.training.optimizer import learning_rate_schedule, make_optimizer
-from transformer_jax.training.parallel import must_block, parallel, place, replicate
+from transformer_jax.training.parallel import parallel, place, replicate
+from transformer_jax.training.prefetch import Prefetcher
+from transformer_jax.training.programs import Programs, largest_batch, usable_memory
 from transformer_jax.training.step import TrainState, make_train_step
 from transformer_jax.training.validation import LossEvaluator
-from transformer_jax.training.workdir import RunData, check_owner, keep, load_data, locked
+from transformer_jax.training.workdir import (
+    RunData,
+    check_owner,
+    keep,
+    load_data,
+    locked,
+    training_batches,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +46,7 @@ class Progress:
     """What a run remembers beside its arrays; kept in each checkpoint."""
 
     fingerprint: int  # of the training tokens
+    tokens_per_batch: int = 0  # as configured, or as chosen for the device
     evaluated: int = -1  # step of the last evaluation
     best: float = -math.inf  # its score so far, more is better
     worse: int = 0  # evaluations since the best
@@ -67,26 +76,21 @@ class Trainer:
             )
             opened.callback(self.checkpoints.close)
             self._build()
+            opened.callback(self._prefetcher.close)
             keep(self.workdir, config, self.data.vocabulary)
             self.log = MetricLog(self.workdir, self.step)
             opened.callback(self.log.close)
             self._opened = opened.pop_all()
 
     def _build(self) -> None:
-        """Batches, model, step and state."""
-        config = self.config
-        self.batches = Batches(
-            self.data.train,
-            tokens_per_batch=config.data.tokens_per_batch,
-            num_buckets=config.data.num_buckets,
-            seed=config.seed,
-        )
-        self.graphdef, params = _initial(config, len(self.data.vocabulary))
+        """Model, step and state; then batches, and programs for all their shapes."""
+        config, data = self.config, self.data
+        self.graphdef, params = _initial(config, len(data.vocabulary))
         schedule = learning_rate_schedule(
             config.optimizer, config.model.model_dim, config.training.num_steps
         )
         optimizer = make_optimizer(config.optimizer, schedule)
-        self.step_fn = parallel(
+        step_fn = parallel(
             make_train_step(
                 self.graphdef,
                 optimizer,
@@ -97,16 +101,44 @@ class Trainer:
             ),
             donate_state=True,
         )
-        self.valid_loss = (
-            LossEvaluator(self.graphdef, config, self.data.valid) if self.data.valid else None
-        )
         self.state, self.progress = self._resume(params, optimizer)
         self.step = int(self.state.step)
         self.meter = Meter(self.progress.sums)
+        batches_of = training_batches(config, data)
+
+        def programs(tokens: int) -> Programs:
+            pieces = config.training.accumulate_steps
+            return Programs(step_fn, self.state, batches_of(tokens), pieces)
+
+        tokens = config.data.tokens_per_batch or self.progress.tokens_per_batch
+        if not tokens:
+            least = 8 * max(max(shape) for _, shape in batches_of(1).shapes)
+            epoch = batches_of(1).places_per_epoch
+            tokens = largest_batch(lambda n: programs(n).bytes, least, epoch, usable_memory())
+            logger.info("tokens_per_batch=%d, the most that fits the device", tokens)
+        self.progress.tokens_per_batch = tokens
+        self.batches = batches_of(tokens)
+        logger.info("compiling for %d shapes of batches", len(self.batches.shapes))
+        self.programs = programs(tokens)
+        self.valid_loss = None
+        if data.valid:
+            self.valid_loss = LossEvaluator(
+                self.graphdef,
+                self.state.params,
+                data.valid,
+                smoothing=config.training.label_smoothing,
+                tokens_per_batch=tokens,
+                cache=data.cache,
+            )
+        self._prefetcher = Prefetcher(self._placed_batch, self.step)
+
+    def _placed_batch(self, step: int) -> Any:
+        batch = self.batches.batch_at(step, jax.process_index(), jax.process_count())
+        return place(batch, self.config.training.accumulate_steps)
 
     def _resume(self, params: Any, optimizer: Any) -> tuple[TrainState, Progress]:
         """The state of the latest sound checkpoint, or the first state."""
-        progress = Progress(self.data.train.fingerprint())
+        progress = Progress(self.data.fingerprint)
         opened = jax.eval_shape(optimizer.init, params)
         damaged = []
         for step in self.checkpoints.steps():
@@ -117,10 +149,15 @@ class Trainer:
                 logger.warning("%s", error)
                 damaged.append(step)
                 continue
+            if not saved.tokens_per_batch:
+                raise ValueError(
+                    f"the run in {self.workdir} was made by an older version, with other batches: "
+                    "it can be translated with, or be the config.training.init_from of a new run"
+                )
             if saved.fingerprint != progress.fingerprint:
                 raise ValueError(
                     f"the training corpus {self.config.data.train} is not the one that the run in "
-                    f"{self.workdir} was trained on: its content has changed"
+                    f"{self.workdir} was trained on: its content or weights have changed"
                 )
             for later in damaged:
                 self.checkpoints.set_aside(later)
@@ -136,10 +173,9 @@ class Trainer:
 
     def advance(self) -> None:
         """One update; then the metrics of the update before it are read."""
-        batch = place(self.batches.batch_at(self.step), self.config.training.accumulate_steps)
-        self.state, metrics = self.step_fn(self.state, batch)
-        if must_block():
-            jax.block_until_ready(metrics)
+        batch, waited = self._prefetcher.next()
+        self.meter.add_wait(waited)
+        self.state, metrics = self.programs(self.state, batch)
         before, self._pending = self._pending, (self.step + 1, metrics)
         self.step += 1
         self._read(before)
@@ -161,6 +197,7 @@ class Trainer:
             for name in ("learning_rate", "gradient_norm"):
                 report[name] = float(metrics[name])
             left = self.config.training.num_steps - step
+            report["epochs"] = (step / self.batches.steps_per_epoch).tolist()
             report["seconds_left"] = left * report["seconds_per_step"]
             self.log.write(step, report)
             self.on_report(step, report)
@@ -188,7 +225,7 @@ class Trainer:
         values = {
             f"valid_{name}": value
             for name, value in self.valid_loss(self.state.params, on_progress).items()
-            if name != "padding"
+            if name != "fill"
         }
         pairs = self.data.valid_pairs[: training.eval_sentences or None]
         scores, _ = score_translator(self.translator(), pairs, on_progress=on_progress)

@@ -2,14 +2,27 @@
 
 import contextlib
 import fcntl
+import functools
+import hashlib
+import itertools
+import json
 import logging
+import math
 import pathlib
-from collections.abc import Iterable, Iterator
+import zlib
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
+import numpy as np
+
+from transformer_jax.cache import cache_folder
 from transformer_jax.config import Config, differences
-from transformer_jax.data.corpus import Pair, read_corpus
-from transformer_jax.data.token_store import TokenStore, tokenize
+from transformer_jax.data.array_files import Writer, open_or_build
+from transformer_jax.data.batching import Batches
+from transformer_jax.data.corpus import Corpus, Pair, parse_corpora
+from transformer_jax.data.resampling import Resampler
+from transformer_jax.data.rows import Growth, Shape, bucketed_rows, packed_rows
+from transformer_jax.data.token_store import Filters, TokenStore, open_store
 from transformer_jax.data.vocabulary import Vocabulary
 from transformer_jax.training.checkpoint import CONFIG_FILE, FOLDER, VOCABULARY_FILE, read_config
 
@@ -17,12 +30,21 @@ logger = logging.getLogger(__name__)
 
 
 class RunData(NamedTuple):
-    """What a run reads: vocabulary, training and validation tokens, validation pairs."""
+    """What a run reads: vocabulary, training corpora and their tokens, and the same to validate."""
 
     vocabulary: Vocabulary
-    train: TokenStore
-    valid: TokenStore | None
+    corpora: list[Corpus]
+    train: list[TokenStore]
+    valid_corpora: list[Corpus]
+    valid: list[TokenStore]
     valid_pairs: list[Pair]
+    cache: pathlib.Path
+
+    @property
+    def fingerprint(self) -> int:
+        """Of all training tokens and their weights, as one number."""
+        parts = [(x.fingerprint, y.weight) for x, y in zip(self.train, self.corpora)]
+        return zlib.crc32(repr(parts).encode())
 
 
 def check_owner(workdir: pathlib.Path, config: Config) -> None:
@@ -71,26 +93,62 @@ def load_data(workdir: pathlib.Path, config: Config) -> RunData:
     data = config.data
     if not data.train:
         raise ValueError("config.data.train names no corpus")
-    languages = (data.source_language, data.target_language)
-
-    def training_pairs() -> Iterator[Pair]:
-        return read_corpus(data.train, *languages, data.max_pairs)
-
-    if next(training_pairs(), None) is None:
-        raise ValueError(f"the training corpus {data.train} is empty")
-    # Read twice, for vocabulary and tokens: the text of a large corpus does not fit memory.
-    vocabulary = _vocabulary(workdir, config, training_pairs())
-    train = _tokenize("training", data.train, training_pairs(), vocabulary, data.max_length)
-    valid, valid_pairs = None, []
-    if data.valid:
-        valid_pairs = list(read_corpus(data.valid, *languages))
-        valid = _tokenize("validation", data.valid, valid_pairs, vocabulary, data.max_length)
-    if data.test and next(read_corpus(data.test, *languages), None) is None:
+    cache = pathlib.Path(data.cache_dir) if data.cache_dir else cache_folder("data")
+    parse = functools.partial(
+        parse_corpora,
+        source_language=data.source_language,
+        target_language=data.target_language,
+        language_tags=data.language_tags,
+    )
+    corpora = parse(data.train, max_pairs=data.max_pairs)
+    valid_corpora = parse(data.valid) if data.valid else []
+    test_corpora = parse(data.test) if data.test else []
+    vocabulary = _vocabulary(workdir, config, corpora, cache)
+    for corpus in corpora + valid_corpora + test_corpora:
+        if corpus.tag and not vocabulary.has_piece(corpus.tag):
+            raise ValueError(
+                f"the vocabulary has no symbol {corpus.tag}, which config.data.language_tags puts "
+                f"before each source of {corpus.name}"
+            )
+        if corpus.weight and corpus not in corpora:
+            raise ValueError(f"corpus {corpus.name} is not trained on: its weight has no meaning")
+    filters = Filters(data.max_length, data.max_length_ratio, data.drop_identical)
+    train = [_open("training", corpus, vocabulary, filters, cache) for corpus in corpora]
+    filters = Filters(data.max_length)
+    valid = [_open("validation", corpus, vocabulary, filters, cache) for corpus in valid_corpora]
+    valid_pairs = list(itertools.chain.from_iterable(valid_corpora))
+    if test_corpora and next(itertools.chain.from_iterable(test_corpora), None) is None:
         raise ValueError(f"the test corpus {data.test} is empty")
-    return RunData(vocabulary, train, valid, valid_pairs)
+    return RunData(vocabulary, corpora, train, valid_corpora, valid, valid_pairs, cache)
 
 
-def _vocabulary(workdir: pathlib.Path, config: Config, pairs: Iterable[Pair]) -> Vocabulary:
+def training_batches(config: Config, data: RunData) -> Callable[[int], Batches]:
+    """The batches of a run, given their tokens_per_batch."""
+    resampler, growth = None, Growth()
+    if config.data.sampling_alpha:
+        resampler = Resampler(data.vocabulary, config.data.sampling_alpha, config.seed)
+        growth = resampler.growth(data.train)
+    if config.data.batching == "packed":
+        given = Shape(config.data.source_row_length, config.data.target_row_length)
+        most = config.data.tokens_per_batch or math.inf
+        rows = packed_rows(data.train, given, growth, data.cache, most)
+    else:
+        rows = bucketed_rows(data.train, config.data.num_buckets, growth, data.cache)
+    return lambda tokens: Batches(
+        data.train,
+        rows,
+        tokens_per_batch=tokens,
+        seed=config.seed,
+        weights=[corpus.weight for corpus in data.corpora if corpus.weight],
+        temperature=config.data.temperature,
+        resampler=resampler,
+    )
+
+
+def _vocabulary(
+    workdir: pathlib.Path, config: Config, corpora: list[Corpus], cache: pathlib.Path
+) -> Vocabulary:
+    """The workdir's own, or the one that the config names, or one trained on the corpora."""
     data = config.data
     if (workdir / CONFIG_FILE).exists():
         return Vocabulary.load(workdir / VOCABULARY_FILE)
@@ -98,26 +156,44 @@ def _vocabulary(workdir: pathlib.Path, config: Config, pairs: Iterable[Pair]) ->
         return Vocabulary.load(data.vocabulary)
     if config.training.init_from:
         return Vocabulary.load(pathlib.Path(config.training.init_from) / VOCABULARY_FILE)
-    logger.info("training a %s vocabulary of %d pieces", data.vocabulary_kind, data.vocab_size)
-    return Vocabulary.train(pairs, data.vocab_size, data.vocabulary_kind)
+    options = {"byte_fallback": data.byte_fallback}
+    options["tags"] = sorted({corpus.tag for corpus in corpora} - {""})
+    contents = [corpus.fingerprint() for corpus in corpora]
+    key = [data.vocabulary_kind, data.vocab_size, options, contents]
+    digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:20]
+
+    def train(writer: Writer) -> dict:
+        logger.info("training a vocabulary, %s, of %d", data.vocabulary_kind, data.vocab_size)
+        for corpus in corpora:
+            if next(iter(corpus), None) is None:
+                raise ValueError(f"the training corpus {corpus.name} is empty")
+        vocabulary = Vocabulary.train(corpora, data.vocab_size, data.vocabulary_kind, **options)
+        for corpus, content in zip(corpora, contents):
+            corpus.check_unchanged(content)
+        writer.append("model", np.frombuffer(vocabulary.model, np.uint8))
+        return {}
+
+    kept = open_or_build(cache / f"vocabulary-{digest}", "the vocabulary", train)
+    return Vocabulary(kept.arrays["model"].tobytes())
 
 
-def _tokenize(
-    role: str, name: str, pairs: Iterable[Pair], vocabulary: Vocabulary, max_length: int
+def _open(
+    role: str, corpus: Corpus, vocabulary: Vocabulary, filters: Filters, cache: pathlib.Path
 ) -> TokenStore:
-    store = tokenize(pairs, vocabulary, max_length)
-    left_out = ", ".join(f"{count:,} {reason}" for reason, count in store.left_out.items() if count)
+    store = open_store(corpus, vocabulary, filters, cache)
     logger.info(
-        "%s corpus %s: %s pairs, %s source and %s target tokens; left out: %s",
+        "%s corpus %s, %s-%s: %s pairs, %s source and %s target tokens; left out: %s",
         role,
-        name,
-        f"{len(store):,}",
-        f"{store.source.ids.size:,}",
-        f"{store.target.ids.size:,}",
-        left_out or "none",
+        corpus.name,
+        corpus.source_language,
+        corpus.target_language,
+        *(f"{n:,}" for n in (len(store), store.source.ids.size, store.target.ids.size)),
+        store.left_out,
     )
     if not len(store):
         raise ValueError(
-            f"the {role} corpus {name} has no pair left to use (left out: {left_out or 'none'})"
+            f"the {role} corpus {corpus.name} has no pair left to use (left out: {store.left_out})"
+            if store.counts["pairs"]
+            else f"the {role} corpus {corpus.name} is empty"
         )
     return store

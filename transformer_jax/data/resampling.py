@@ -1,0 +1,168 @@
+"""Subword regularisation: sentences are segmented anew, at random, each time they are read.
+
+Source: Kudo 2018 for unigram vocabularies, Provilkov et al. 2020 for BPE. Pieces do not cross
+blanks, so that a sentence is drawn word by word. Words, and what they may become, are few
+enough to be remembered. What is drawn depends on seed, epoch and pair alone; SentencePiece's
+own sampling differs from process to process.
+"""
+
+import bisect
+import functools
+import itertools
+import random
+import zlib
+from collections.abc import Sequence
+
+import numpy as np
+from sentencepiece import sentencepiece_model_pb2 as protocol
+
+from transformer_jax.data.permutation import keys
+from transformer_jax.data.rows import Growth, Shape
+from transformer_jax.data.token_store import TokenStore
+from transformer_jax.data.vocabulary import Vocabulary
+
+_BLANK = "\u2581"  # what SentencePiece writes for it
+_BEST = 64  # segmentations of a word that are drawn from (unigram)
+_DRAWS = 32  # made of each word beforehand (BPE)
+_WORDS = 1 << 18  # remembered
+_MEASURED = 500  # pairs of each corpus that the growth is measured on
+_SPARE = 1.05  # a row of few pairs may grow more than the mean
+
+
+class Segmenter:
+    """The segmentations of words, and how often each is to be drawn."""
+
+    def __init__(self, vocabulary: Vocabulary, alpha: float):
+        """
+        Args:
+          vocabulary: unigram or BPE; ValueError for another.
+          alpha: of a unigram vocabulary, the smoothness of the distribution (Kudo 2018, section
+            3.2: 1 = as the model has it, towards 0 = uniform); of a BPE vocabulary, the
+            probability that a merge is left out.
+        """
+        model = protocol.ModelProto.FromString(vocabulary.model)
+        kinds = {protocol.TrainerSpec.UNIGRAM: self._best, protocol.TrainerSpec.BPE: self._draws}
+        if model.trainer_spec.model_type not in kinds:
+            raise ValueError(
+                "the vocabulary cannot segment a word in more than one way, as "
+                "config.data.sampling_alpha asks for; a unigram or bpe one was wanted"
+            )
+        self._vocabulary, self._alpha = vocabulary, alpha
+        self._pieces = [piece.piece for piece in model.pieces]
+        # Neither control symbols nor bytes, tags or the unknown one.
+        normal = protocol.ModelProto.SentencePiece.NORMAL
+        self._ids = {x.piece: i for i, x in enumerate(model.pieces) if x.type == normal}
+        self._scores = [piece.score for piece in model.pieces]
+        self._begins = np.array([piece.startswith(_BLANK) for piece in self._pieces])
+        self._other = kinds[model.trainer_spec.model_type]
+        self._choices = functools.lru_cache(_WORDS)(self._choices_of)
+
+    def draw(self, ids: np.ndarray, *key: int) -> list[int]:
+        """Another segmentation of a sentence, closed by the end symbol as `ids` is."""
+        starts = np.flatnonzero(self._begins[ids])
+        starts = np.unique(np.concatenate([[0], starts, [len(ids) - 1]])).tolist()
+        # One number in [0, 1) for each word.
+        chances = (keys(*key, np.arange(len(starts))) >> np.uint64(11)) / 2.0**53
+        words, result = ids.tolist(), []
+        for start, stop, chance in zip(starts, starts[1:], chances.tolist()):
+            choices, ends = self._choices(tuple(words[start:stop]))
+            result.extend(choices[bisect.bisect_right(ends, chance, hi=len(ends) - 1)])
+        return [*result, words[-1]]
+
+    def _choices_of(self, word: tuple[int, ...]) -> tuple[list[tuple[int, ...]], list[float]]:
+        """The segmentations of a word, and the cumulative distribution over them."""
+        pieces = [self._pieces[i] for i in word]
+        text = "".join(pieces)
+        choices, weights = [word], [1.0]
+        if all(piece in self._ids for piece in pieces):
+            choices, weights = self._other(word, text) or (choices, weights)
+        return choices, list(itertools.accumulate(weight / sum(weights) for weight in weights))
+
+    def _best(self, word: tuple[int, ...], text: str):
+        """The most probable ones of a unigram vocabulary."""
+        found = self._vocabulary.nbest(text.removeprefix(_BLANK), _BEST)
+        choices = [
+            tuple(ids)
+            for ids in found
+            if "".join(piece for i in ids if (piece := self._pieces[i]) in self._ids) == text
+        ]
+        scores = np.array([sum(self._scores[i] for i in ids) for ids in choices])
+        if not choices:
+            return None
+        return choices, np.exp(self._alpha * (scores - scores.max())).tolist()
+
+    def _draws(self, word: tuple[int, ...], text: str):
+        """Some that BPE gives where merges are left out."""
+        if not all(character in self._ids for character in text):
+            return None
+        chance = random.Random(zlib.crc32(text.encode()))
+        draws = []
+        for _ in range(_DRAWS):
+            pieces = list(text)
+            while True:
+                merges = [
+                    (-self._scores[self._ids[pair]], place)
+                    for place, pair in enumerate(map("".join, itertools.pairwise(pieces)))
+                    if pair in self._ids and chance.random() >= self._alpha
+                ]
+                if not merges:
+                    break
+                _, place = min(merges)
+                pieces[place : place + 2] = [pieces[place] + pieces[place + 1]]
+            draws.append(tuple(self._ids[piece] for piece in pieces))
+        return draws, [1.0] * _DRAWS
+
+
+class Resampler:
+    """Other segmentations of the sentences of stores."""
+
+    def __init__(self, vocabulary: Vocabulary, alpha: float, seed: int):
+        """`vocabulary` and `alpha` are as for `Segmenter`."""
+        self._segmenter, self._seed = Segmenter(vocabulary, alpha), seed
+
+    def growth(self, stores: Sequence[TokenStore]) -> Growth:
+        """How much longer the sides become, with a little to spare, from samples of them."""
+        stored, drawn = np.zeros(2), np.zeros(2)
+        for store in stores:
+            pairs = np.unique(np.linspace(0, len(store) - 1, _MEASURED).astype(int))
+            for number, side in enumerate((store.source, store.target)):
+                for pair in pairs.tolist():
+                    stored[number] += len(side[pair])
+                    drawn[number] += len(self._segmenter.draw(side[pair], self._seed, pair))
+        return Growth(*(round(max(float(x), 1.0) * _SPARE, 2) for x in drawn / stored))
+
+    def __call__(
+        self,
+        store: TokenStore,
+        corpus: int,
+        epochs: np.ndarray,
+        pairs: np.ndarray,
+        counts: np.ndarray,
+        shape: Shape,
+    ) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Ids end to end and lengths of each side of the pairs.
+
+        What a row has no room for stays as it is in the store.
+
+        Args:
+          store: the corpus; `corpus` is its number.
+          epochs, pairs: [pairs] epoch and number of each pair.
+          counts: [rows] pairs of each row, in their order.
+          shape: of the rows.
+        """
+        result = []
+        for number, (side, room) in enumerate(zip((store.source, store.target), shape)):
+            sentences: list[Sequence[int]] = []
+            for end, count in zip(np.cumsum(counts), counts):
+                row = slice(end - count, end)
+                kept = [side[pair] for pair in pairs[row]]
+                spare = room - sum(map(len, kept))
+                for pair, epoch, stored in zip(pairs[row].tolist(), epochs[row].tolist(), kept):
+                    drawn = self._segmenter.draw(stored, self._seed, corpus, epoch, pair, number)
+                    sentence = drawn if len(drawn) - len(stored) <= spare else stored
+                    spare -= len(sentence) - len(stored)
+                    sentences.append(sentence)
+            lengths = np.array([len(sentence) for sentence in sentences], np.int64)
+            ids = np.concatenate([np.zeros(0, np.int32), *sentences]).astype(np.int32)
+            result.append((ids, lengths))
+        return result

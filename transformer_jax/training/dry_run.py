@@ -1,0 +1,152 @@
+"""A look before a long run: its data, its batches, its memory and its first step."""
+
+import contextlib
+import os
+import pathlib
+import tempfile
+import time
+from collections.abc import Iterator
+
+import jax
+import numpy as np
+
+from transformer_jax.config import Config
+from transformer_jax.data.token_store import REASONS, Side, TokenStore
+from transformer_jax.training.programs import usable_memory
+from transformer_jax.training.trainer import Trainer
+from transformer_jax.training.workdir import check_owner
+
+# Beyond these shares something is likely to be wrong.
+_MANY_UNKNOWN, _MANY_EQUAL, _MANY_LEFT_OUT = 0.01, 0.05, 0.2
+_FEW_USED, _FEW_REAL = 0.5, 0.7
+_FEW_CHARACTERS = 1.2  # a token
+_BLOCK = 1 << 24  # tokens, or pairs, counted at once
+
+
+def dry_run(config: Config, workdir: str | os.PathLike) -> int:
+    """Prints what a run would be; leaves no run, only what the cache keeps. Returns 0.
+
+    Raises:
+      ValueError, OSError: as training would.
+    """
+    check_owner(pathlib.Path(workdir), config)
+    start = time.monotonic()
+    with tempfile.TemporaryDirectory() as aside, contextlib.closing(Trainer(config, aside)) as run:
+        opened = time.monotonic() - start
+        words = _word_counts(run.data.train, len(run.data.vocabulary))
+        for line in _describe(run, np.count_nonzero(words.sum(axis=0))):
+            print(line)
+        start = time.monotonic()
+        run.advance()
+        run.settle()
+        loss = run.meter.report()["loss"]
+        step = time.monotonic() - start
+        print(f"first step: ready in {opened:.1f} s, run in {step:.2f} s, loss {loss:.3f}")
+        for warning in _warnings(run, words):
+            print(f"warning: {warning}")
+    return 0
+
+
+def _describe(run: Trainer, used: int) -> Iterator[str]:
+    data, batches = run.data, run.batches
+    parts = [("training", *x) for x in zip(data.corpora, data.train)]
+    parts += [("validation", *x) for x in zip(data.valid_corpora, data.valid)]
+    for role, corpus, store in parts:
+        counts = store.counts
+        yield (
+            f"{role} {corpus.name}, {corpus.source_language}-{corpus.target_language}: "
+            f"{counts['pairs']:,} pairs, {len(store):,} kept, left out: {store.left_out}"
+        )
+        for side in ("source", "target"):
+            yield f"  {side}: {_describe_side(getattr(store, side), side, store)}"
+    yield f"vocabulary: {len(data.vocabulary):,} pieces, of which {used:,} occur"
+    source, target = batches.fill()
+    shapes = ", ".join(f"{rows} rows of {s.source} + {s.target}" for rows, s in batches.shapes)
+    yield f"batches: {run.config.data.batching}, {shapes} tokens"
+    yield f"real tokens: {source:.1%} of the source side, {target:.1%} of the target side"
+    for corpus, share, steps in zip(data.corpora, batches.shares, batches.steps_per_epoch):
+        epochs = run.config.training.num_steps / steps
+        yield (
+            f"epoch of {corpus.name}: {steps:,.1f} steps, {share:.1%} of training; the run has "
+            f"{epochs:.2f}"
+        )
+    parameters = sum(x.size for x in jax.tree.leaves(run.state.params))
+    yield f"model: {run.config.model.kind}, {parameters:,} parameters"
+    yield (
+        f"memory: a step needs {run.programs.bytes / 2**30:.2f} GiB on each of "
+        f"{jax.local_device_count()} devices ({jax.local_devices()[0].device_kind}), of "
+        f"{usable_memory() / 2**30:.2f} that may be used"
+    )
+
+
+def _describe_side(side: Side, name: str, store: TokenStore) -> str:
+    tokens, counts = side.ids.size, np.zeros(1, np.int64)
+    for start in range(0, len(store), _BLOCK):
+        block = np.bincount(side.lengths(start, start + _BLOCK), minlength=len(counts))
+        block[: len(counts)] += counts
+        counts = block
+    seen = np.cumsum(counts) / len(store)
+    middle, most, nearly_all = (int(np.searchsorted(seen, x)) for x in (0.5, 0.9, 0.99))
+    return (
+        f"{tokens:,} tokens, a sentence {tokens / len(store):.1f} (50 % {middle}, 90 % {most}, "
+        f"99 % {nearly_all}, longest {len(counts) - 1}), unknown "
+        f"{store.counts[f'{name} unknown'] / tokens:.3%}, "
+        f"{store.counts[f'{name} characters'] / tokens:.2f} characters a token"
+    )
+
+
+def _warnings(run: Trainer, words: np.ndarray) -> Iterator[str]:
+    data, used = run.data, np.count_nonzero(words.sum(axis=0))
+    for corpus, store in zip(data.corpora, data.train):
+        counts, pairs = store.counts, store.counts["pairs"]
+        if counts["same"] > _MANY_EQUAL * pairs:
+            yield f"{corpus.name}: {counts['same'] / pairs:.0%} of the pairs have equal sides"
+        for reason in REASONS:
+            if counts[reason] > _MANY_LEFT_OUT * pairs:
+                yield f"{corpus.name}: {counts[reason] / pairs:.0%} of the pairs are {reason}"
+    for role, stores in (("training", data.train), ("validation", data.valid)):
+        for side in ("source", "target"):
+            yield from _unfit(f"the {role} corpus' {side} side", side, stores)
+    if used < _FEW_USED * len(data.vocabulary):
+        yield (
+            f"only {used / len(data.vocabulary):.0%} of the vocabulary occurs in the training "
+            "corpus: was it made for other text?"
+        )
+    if data.valid and _swapped(words, _word_counts(data.valid, len(data.vocabulary))):
+        yield (
+            "the training corpus' source side looks like the validation corpus' target side, "
+            "and the other way round: are the sides swapped?"
+        )
+    if run.batches.fill().max() < _FEW_REAL:
+        yield f"more than {1 - _FEW_REAL:.0%} of each batch is padding"
+
+
+def _unfit(what: str, side: str, stores: list[TokenStore]) -> Iterator[str]:
+    """Warns where the vocabulary does not fit a side's text."""
+    tokens = sum(getattr(store, side).ids.size for store in stores)
+    unknown = sum(store.counts[f"{side} unknown"] for store in stores)
+    characters = sum(store.counts[f"{side} characters"] for store in stores)
+    if unknown > _MANY_UNKNOWN * tokens:
+        yield f"{unknown / tokens:.1%} of {what} are symbols that the vocabulary does not know"
+    elif tokens and characters < _FEW_CHARACTERS * tokens:
+        yield (
+            f"{what} has {characters / tokens:.2f} characters a token: the vocabulary spells it "
+            "rather than knowing its words"
+        )
+
+
+def _word_counts(stores: list[TokenStore], vocab_size: int) -> np.ndarray:
+    """[2, V] how often each entry of the vocabulary occurs on either side."""
+    result = np.zeros((2, vocab_size), np.int64)
+    for store in stores:
+        for row, side in zip(result, (store.source, store.target)):
+            for start in range(0, len(side.ids), _BLOCK):
+                row += np.bincount(side.ids[start : start + _BLOCK], minlength=vocab_size)
+    return result
+
+
+def _swapped(train: np.ndarray, valid: np.ndarray) -> bool:
+    """Whether each side's words, [2, V] counts, are more like those of validation's other side."""
+    one, other = (np.sqrt(x) / np.linalg.norm(np.sqrt(x), axis=1)[:, None] for x in (train, valid))
+    likeness = one @ other.T
+    return bool((likeness.diagonal() < likeness[:, ::-1].diagonal()).all())
