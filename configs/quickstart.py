@@ -35,18 +35,17 @@ def get_config() -> Config:
             vocabulary_kind="bpe",
             max_length=48,
             max_pairs=60_000,
-            num_buckets=1,
             tokens_per_batch=2048,
         ),
         optimizer=OptimizerConfig(
             schedule="cosine", learning_rate=2e-3, warmup_steps=150, clip_norm=1.0
         ),
         training=TrainingConfig(
-            num_steps=1000,
+            num_steps=600,
             log_every=100,
-            eval_every=500,
+            eval_every=300,
             eval_sentences=200,
-            save_every=500,
+            save_every=300,
             best_metric="loss",
         ),
         decoding=DecodingConfig(max_length=64),

@@ -1,14 +1,13 @@
-"""Corpora: text files, the built-in numbers, TensorFlow Datasets."""
+"""Corpora: mixtures and their options, text and tab-separated files, the built-in numbers."""
 
 import gzip
 import lzma
-import sys
+import shutil
 
 import num2words
 import pytest
-import tensorflow_datasets as tfds
 
-from transformer_jax.data.corpus import Pair, read_corpus
+from transformer_jax.data.corpus import Corpus, Pair, parse_corpora, read_corpus
 
 WRITERS = {"": open, ".gz": gzip.open, ".xz": lzma.open}
 ENGLISH = [f"line {i} ü" for i in range(5)]
@@ -20,8 +19,18 @@ def write(path, lines) -> None:
         file.write("".join(f"{line}\n" for line in lines).encode())
 
 
+def parse(names: str, **options) -> list[Corpus]:
+    return parse_corpora(names, "en", "de", **options)
+
+
 def read(prefix, **options) -> list[Pair]:
-    return list(read_corpus(f"text:{prefix}", "en", "de", **options))
+    (corpus,) = parse(f"text:{prefix}", **options)
+    return list(corpus)
+
+
+def fingerprint(corpus: str, *languages: str, **options) -> str:
+    (result,) = parse_corpora(corpus, *(languages or ("en", "de")), **options)
+    return result.fingerprint()
 
 
 def error_of(corpus: str, *languages: str) -> str:
@@ -88,7 +97,9 @@ def test_a_truncated_file_is_an_error_and_no_shorter_corpus(tmp_path, suffix):
     path = tmp_path / f"c.en{suffix}"
     path.write_bytes(path.read_bytes()[:-2000])
     told = error_of(f"text:{tmp_path / 'c'}")
-    assert f"c.en{suffix}" in told and "damaged after line" in told
+    assert told.startswith(f"{path} is damaged after line ")
+    number = int(told.removeprefix(f"{path} is damaged after line ").partition(":")[0])
+    assert 0 < number < 20_000
 
 
 @pytest.mark.parametrize("position", [10, -6], ids=["block", "checksum"])
@@ -97,12 +108,209 @@ def test_a_damaged_gzip_file_is_told(tmp_path, position):
     content[position] ^= 0xFF
     (tmp_path / "c.en.gz").write_bytes(content)
     write(tmp_path / "c.de", GERMAN)
-    assert "damaged" in error_of(f"text:{tmp_path / 'c'}")
+    assert f"{tmp_path / 'c.en.gz'} is damaged" in error_of(f"text:{tmp_path / 'c'}")
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".xz"])
+def test_a_file_that_is_not_compressed_is_told(tmp_path, suffix):
+    (tmp_path / f"c.de{suffix}").write_bytes(b"not compressed\n")
+    write(tmp_path / "c.en", ENGLISH)
+    told = error_of(f"text:{tmp_path / 'c'}")
+    assert told.startswith(f"{tmp_path / f'c.de{suffix}'} is damaged after line 0")
+
+
+def test_a_byte_order_mark_is_no_text(tmp_path):
+    """Only at the beginning of a file is it one."""
+    (tmp_path / "c.en").write_bytes("\ufeffone\n\ufefftwo\n".encode())
+    (tmp_path / "c.de").write_bytes("\ufeff\r\nzwei\n".encode())
+    assert read(tmp_path / "c") == [Pair("one", ""), Pair("\ufefftwo", "zwei")]
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz", ".xz"])
+def test_empty_files_are_a_corpus_without_pairs(tmp_path, suffix):
+    for side in ("en", "de"):
+        write(tmp_path / f"c.{side}{suffix}", [])
+    (corpus,) = parse(f"text:{tmp_path / 'c'}")
+    assert list(corpus) == [] and corpus.size == 0
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz", ".xz"])
+def test_tsv_has_source_and_target_and_ignores_further_columns(tmp_path, suffix):
+    path = tmp_path / f"c.tsv{suffix}"
+    write(path, ["\ufeffone ü\teins ß", "two\tzwei\tlicence\t", "\tdrei", "four\t\r"])
+    pairs = [Pair("one ü", "eins ß"), Pair("two", "zwei"), Pair("", "drei"), Pair("four", "")]
+    assert list(read_corpus(f"tsv:{path}", "en", "de")) == pairs
+
+
+def test_tsv_errors_say_where(tmp_path):
+    path = tmp_path / "c.tsv"
+    write(path, ["one\teins", "no tab"])
+    assert error_of(f"tsv:{path}") == f"{path}, line 2: no tab between source and target"
+    write(path, ["one\teins", ""])
+    assert f"{path}, line 2: no tab" in error_of(f"tsv:{path}")
+    path.write_bytes(b"one\teins\ntwo\tzw\xffei\n")
+    assert f"{path}, line 2: not valid UTF-8" in error_of(f"tsv:{path}")
+    with pytest.raises(FileNotFoundError, match="none.tsv"):
+        list(read_corpus(f"tsv:{tmp_path / 'none.tsv'}", "en", "de"))
 
 
 @pytest.mark.parametrize("name", ["", "text", "text:", "textfile:x", "/a/path"])
 def test_an_unknown_kind_names_the_known_ones(name):
-    assert error_of(name).endswith("is none of text:PREFIX, tfds:NAME:SPLIT, numbers:SPLIT")
+    known = "is none of text:PREFIX, tsv:FILE, tfds:NAME:SPLIT, numbers:SPLIT"
+    assert error_of(name).endswith(known)
+
+
+@pytest.mark.parametrize(
+    ("names", "wanted"),
+    [
+        ("text:a", [("text:a", "en", "de", 0)]),
+        ("text:a,tsv:b.tsv", [("text:a", "en", "de", 0), ("tsv:b.tsv", "en", "de", 0)]),
+        ("text:a@it-en", [("text:a", "it", "en", 0)]),
+        ("text:a@en-zh-Hans", [("text:a", "en", "zh-Hans", 0)]),
+        ("text:a@2@en-sr-Latn-RS", [("text:a", "en", "sr-Latn-RS", 2)]),
+        ("text:a-b/c@x@de-en", [("text:a-b/c@x", "de", "en", 0)]),
+        ("text:a@3", [("text:a", "en", "de", 3)]),
+        ("text:a@it-en@.5,text:a@2.5e1@de-en", [("text:a", "it", "en", 0.5),
+                                                 ("text:a", "de", "en", 25)]),
+        ("numbers:train@en-pt_BR@+2", [("numbers:train", "en", "pt_BR", 2)]),
+        ("tfds:a/de-en:train[:10%]@3,numbers:test@1", [("tfds:a/de-en:train[:10%]", "en", "de", 3),
+                                                       ("numbers:test", "en", "de", 1)]),
+        ("text:/data,old/a,b,text:c", [("text:/data,old/a,b", "en", "de", 0),
+                                       ("text:c", "en", "de", 0)]),
+        ("tsv:me@home/a@b.tsv", [("tsv:me@home/a@b.tsv", "en", "de", 0)]),
+        ("tsv:me@home/x.tsv@fr-en@2", [("tsv:me@home/x.tsv", "fr", "en", 2)]),
+        ("text:run@3/x", [("text:run@3/x", "en", "de", 0)]),
+        ("text:wmt@it-en/x", [("text:wmt@it-en/x", "en", "de", 0)]),
+        ("text:C:\\a,text.b", [("text:C:\\a,text.b", "en", "de", 0)]),
+    ],
+)  # fmt: skip
+def test_a_mixture_is_parsed_into_names_languages_and_weights(names, wanted):
+    corpora = parse(names)
+    assert [(x.name, x.source_language, x.target_language, x.weight) for x in corpora] == wanted
+    assert {(x.tag, x.max_pairs, x.size) for x in corpora} == {("", 0, None)}
+
+
+@pytest.mark.parametrize(
+    ("weight", "told"),
+    [
+        ("0", "must be above zero, and finite"),
+        ("-1", "must be above zero, and finite"),
+        ("nan", "must be above zero, and finite"),
+        ("inf", "must be above zero, and finite"),
+        ("1e999", "must be above zero, and finite"),
+        ("1.2.3", "is not a number"),
+        ("2-3", "is not a number"),
+        ("1e", "is not a number"),
+    ],
+)
+def test_a_weight_that_is_none_is_told_with_its_corpus(weight, told):
+    item = f"text:a@{weight}"
+    assert error_of(f"text:b@1,{item}") == f"the weight {weight} of corpus {item!r} {told}"
+
+
+@pytest.mark.parametrize("names", ["text:a@2,text:b", "text:b,text:a@2,text:c@1"])
+def test_weights_are_of_all_corpora_or_of_none(names):
+    told = f"corpus text:b has no weight, and others of {names!r} have one"
+    assert error_of(names) == told
+
+
+def test_tags_are_of_each_corpus_target_and_not_on_sources_without_text(tmp_path):
+    write(tmp_path / "a.tsv", ["one\teins", " \tzwei", "\tdrei"])
+    name = f"tsv:{tmp_path / 'a.tsv'}"
+    pairs = list(read_corpus(f"{name},{name}@it-en", "en", "de", language_tags=True))
+    sources = ["<2de> one", " ", "", "<2en> one", " ", ""]
+    assert pairs == [Pair(*x) for x in zip(sources, ["eins", "zwei", "drei"] * 2)]
+
+
+def test_a_mixture_is_read_one_corpus_after_the_other(tmp_path):
+    for name in ("a", "b"):
+        write(tmp_path / f"{name}.en", [f"{name} {line}" for line in ENGLISH])
+        write(tmp_path / f"{name}.de", GERMAN)
+    names = f"text:{tmp_path / 'b'}@1,text:{tmp_path / 'a'}@de-en@9"
+    wanted = [*zip([f"b {x}" for x in ENGLISH], GERMAN), *zip(GERMAN, [f"a {x}" for x in ENGLISH])]
+    assert list(read_corpus(names, "en", "de")) == [Pair(*pair) for pair in wanted]
+
+
+def test_the_size_is_known_once_all_was_read(tmp_path):
+    write(tmp_path / "c.en", ENGLISH)
+    write(tmp_path / "c.de", GERMAN)
+    (corpus,), (first,) = (parse(f"text:{tmp_path / 'c'}", max_pairs=n) for n in (0, 3))
+    next(iter(corpus))
+    assert corpus.size is None
+    assert [len(list(corpus)), corpus.size] == [5, 5]
+    assert [len(list(corpus)), corpus.size] == [5, 5]  # it may be read again
+    assert [len(list(first)), first.size] == [3, 3]
+
+
+@pytest.mark.parametrize("max_pairs", [1, 5])
+def test_what_comes_after_max_pairs_is_not_read(tmp_path, max_pairs):
+    (tmp_path / "c.tsv").write_bytes(b"one\teins\n" * max_pairs + b"\xff\n")
+    (corpus,) = parse(f"tsv:{tmp_path / 'c.tsv'}", max_pairs=max_pairs)
+    assert len(list(corpus)) == max_pairs
+
+
+def test_fingerprints_are_of_the_content_not_of_its_path(tmp_path):
+    write(tmp_path / "c.en", ENGLISH)
+    write(tmp_path / "c.de", GERMAN)
+    name = f"text:{tmp_path / 'c'}"
+    first = fingerprint(name)
+    for side in ("en", "de"):
+        shutil.copy(tmp_path / f"c.{side}", tmp_path / f"moved.{side}")
+    assert fingerprint(f"text:{tmp_path / 'moved'}") == first
+    assert fingerprint(f"{name}@3") == first  # a share is no content
+    write(tmp_path / "lines.tsv", map("\t".join, zip(ENGLISH, GERMAN)))
+    others = [
+        fingerprint(name, "de", "en"),
+        fingerprint(name, language_tags=True),
+        fingerprint(name, max_pairs=3),
+        fingerprint(name, max_pairs=4),
+        fingerprint(f"tsv:{tmp_path / 'lines.tsv'}"),
+        fingerprint("numbers:train"),
+        fingerprint("numbers:valid"),
+        fingerprint("numbers:valid", "de", "en"),
+    ]
+    write(tmp_path / "c.de", [*GERMAN[:-1], "Zeile"])
+    others.append(fingerprint(name))
+    write(tmp_path / "c.de", ENGLISH)
+    write(tmp_path / "c.en", GERMAN)
+    others.append(fingerprint(name))
+    assert len({first, *others}) == 1 + len(others)
+
+
+def test_fingerprints_tell_where_one_side_ends(tmp_path):
+    def write_sides(english, german):
+        (tmp_path / "c.en").write_bytes(english)
+        (tmp_path / "c.de").write_bytes(german)
+        return fingerprint(f"text:{tmp_path / 'c'}")
+
+    assert write_sides(b"a\nb\n", b"c\n") != write_sides(b"a\n", b"b\nc\n")
+
+
+def test_a_corpus_that_is_no_longer_what_it_was_is_told(tmp_path):
+    write(tmp_path / "c.en", ENGLISH)
+    write(tmp_path / "c.de", GERMAN)
+    (corpus,) = parse(f"text:{tmp_path / 'c'}")
+    content = corpus.fingerprint()
+    corpus.check_unchanged(content)
+    write(tmp_path / "c.de", GERMAN)  # as it was
+    corpus.check_unchanged(content)
+    write(tmp_path / "c.de", GERMAN[::-1])
+    with pytest.raises(ValueError) as error:
+        corpus.check_unchanged(content)
+    name = f"text:{tmp_path / 'c'}"
+    assert str(error.value) == f"corpus {name} has changed while it was read; start again"
+
+
+def test_a_tag_names_a_language_with_its_hyphens(tmp_path):
+    write(tmp_path / "a.tsv", ["one\teins"])
+    name = f"tsv:{tmp_path / 'a.tsv'}@en-zh-Hans"
+    (pair,) = read_corpus(name, "en", "de", language_tags=True)
+    assert pair.source == "<2zh-Hans> one"
+
+
+def test_a_fingerprint_names_a_missing_file(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no file .*c\.en"):
+        fingerprint(f"text:{tmp_path / 'c'}")
 
 
 def test_number_splits_share_nothing_and_are_a_million(monkeypatch):
@@ -125,59 +333,12 @@ def test_number_splits_share_nothing_and_are_a_million(monkeypatch):
     ],
 )
 def test_numbers_are_words_of_the_languages_and_always_the_same(languages, words):
-    pairs = list(read_corpus("numbers:valid", *languages, max_pairs=100))
-    assert pairs == list(read_corpus("numbers:valid", *languages, max_pairs=100))
+    (corpus,) = parse_corpora("numbers:valid", *languages, max_pairs=100)
+    pairs = list(corpus)
+    assert pairs == list(corpus) and len(pairs) == 100
     assert any(words[0] in pair.source and words[1] in pair.target for pair in pairs)
 
 
 def test_numbers_of_an_unknown_split_or_language():
     assert "numbers:train" in error_of("numbers:dev")
     assert "no language 'xx'" in error_of("numbers:valid", "en", "xx")
-
-
-class LocalPairs(tfds.core.GeneratorBasedBuilder):
-    """Twenty pairs; registered with TensorFlow Datasets as local_pairs by its definition."""
-
-    VERSION = tfds.core.Version("1.0.0")
-
-    def _info(self):
-        features = tfds.features.Translation(languages=("en", "de"))
-        return tfds.core.DatasetInfo(builder=self, features=features)
-
-    def _split_generators(self, dl_manager):
-        return {split: self._generate_examples(split) for split in ("train", "valid")}
-
-    def _generate_examples(self, split):
-        for i in range(20):
-            yield i, {"en": f"{split} {i} ü", "de": f"Satz {i}"}
-
-
-@pytest.fixture
-def local_pairs(tmp_path, monkeypatch):
-    monkeypatch.setattr(tfds.core.constants, "DATA_DIR", str(tmp_path))
-    tfds.disable_progress_bar()
-
-
-@pytest.mark.usefixtures("local_pairs")
-def test_tfds_is_read_without_tensorflow(capsys):
-    pairs = list(read_corpus("tfds:local_pairs:train", "en", "de"))
-    assert sorted(pairs) == sorted(Pair(f"train {i} ü", f"Satz {i}") for i in range(20))
-    assert "tensorflow" not in sys.modules
-    assert not capsys.readouterr().out  # where decode.py writes translations
-
-
-@pytest.mark.usefixtures("local_pairs")
-@pytest.mark.parametrize("part", [":10%", "0:2", ":2"])
-def test_tfds_splits_may_be_cut(part):
-    pairs = list(read_corpus("tfds:local_pairs:valid", "en", "de"))
-    assert list(read_corpus(f"tfds:local_pairs:valid[{part}]", "de", "en")) == [
-        Pair(pair.target, pair.source) for pair in pairs[:2]
-    ]
-
-
-@pytest.mark.usefixtures("local_pairs")
-def test_tfds_errors_name_what_there_is():
-    assert "no split 'dev', only train, valid" in error_of("tfds:local_pairs:dev")
-    assert "no language 'fr', only" in error_of("tfds:local_pairs:train", "en", "fr")
-    assert "did you mean local_pairs" in error_of("tfds:local_pear:train")
-    assert "names no split" in error_of("tfds:local_pairs")

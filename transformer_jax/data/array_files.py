@@ -104,7 +104,7 @@ def open_or_build(
             pass
         except ValueError as error:
             logger.warning("%s is damaged (%s): it is built again", what, error)
-            shutil.rmtree(folder)
+            shutil.rmtree(folder, ignore_errors=True)
         if alone:  # what lies aside was left by a process that died
             for left in folder.parent.glob(f"{folder.name}.aside-*"):
                 shutil.rmtree(left, ignore_errors=True)

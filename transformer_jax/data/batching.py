@@ -202,13 +202,14 @@ class Batches:
 class Turns:
     """Whose turn it is: a block of turns that holds each corpus as often as its weight says."""
 
-    # Weights are rounded to whole turns, but never to none: so many that the least has one.
+    # Weights are rounded to whole turns, but never to none: so many that the least's is whole.
     _LEAST, _MOST = 1 << 10, 1 << 20
 
     def __init__(self, weights: Sequence[float]):
         relative = np.asarray(weights, np.float64) / max(weights)
         shares = relative / relative.sum()
-        turns = min(max(1 / max(shares.min(), 1e-9), self._LEAST), self._MOST)
+        least = max(shares.min(), 1e-9)
+        turns = min(np.ceil(self._LEAST * least) / least, self._MOST)
         self._counts = np.maximum(np.rint(shares * turns), 1).astype(np.int64)
         if len(shares) == 1:
             self._counts[:] = 1

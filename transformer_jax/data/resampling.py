@@ -42,16 +42,16 @@ class Segmenter:
         """
         model = protocol.ModelProto.FromString(vocabulary.model)
         kinds = {protocol.TrainerSpec.UNIGRAM: self._best, protocol.TrainerSpec.BPE: self._draws}
-        if model.trainer_spec.model_type not in kinds:
-            raise ValueError(
-                "the vocabulary cannot segment a word in more than one way, as "
-                "config.data.sampling_alpha asks for; a unigram or bpe one was wanted"
-            )
         self._vocabulary, self._alpha = vocabulary, alpha
         self._pieces = [piece.piece for piece in model.pieces]
         # Neither control symbols nor bytes, tags or the unknown one.
         normal = protocol.ModelProto.SentencePiece.NORMAL
         self._ids = {x.piece: i for i, x in enumerate(model.pieces) if x.type == normal}
+        if model.trainer_spec.model_type not in kinds or not self._ids:
+            raise ValueError(
+                "the vocabulary cannot segment a word in more than one way, as "
+                "config.data.sampling_alpha asks for; a unigram or bpe one was wanted"
+            )
         self._scores = [piece.score for piece in model.pieces]
         self._begins = np.array([piece.startswith(_BLANK) for piece in self._pieces])
         self._other = kinds[model.trainer_spec.model_type]

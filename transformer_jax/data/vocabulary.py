@@ -191,7 +191,7 @@ def _byte_model(tags: Sequence[str]) -> bytes:
 def _explain(error: Exception, vocab_size: int) -> str:
     """SentencePiece's reasons for not training, as one sentence in this project's words."""
     text = str(error)
-    if "sentences_.empty()" in text:
+    if "sentences_.empty()" in text or "all_chars_count" in text:
         return "no vocabulary could be trained: the training corpus has no text"
     if most := re.search(r"<= (\d+)", text):
         return (
