@@ -7,8 +7,8 @@ to validate and to test on that are in no other split.
 
 --config.data.target_language=ko and fr work as well.
 
-Record (2026-11-20, 2 CPU cores, Python 3.11, JAX 0.10.2, everything cold): German 100.0 %
-exact match on the test numbers, 95 s; Korean 100.0 %, 81 s.
+Record (2026-11-20, 2 CPU cores, everything cold): German 100.0 % exact match on the test
+numbers, 66 s (Python 3.11, JAX 0.10.2); Korean 99.9 %, 48 s (Python 3.12, JAX 0.12.0).
 """
 
 from transformer_jax.config import (
@@ -22,7 +22,7 @@ from transformer_jax.config import (
 
 
 def get_config() -> Config:
-    """Small enough for two CPU cores and two minutes."""
+    """Small enough for two CPU cores and a minute."""
     return Config(
         model=ModelConfig(
             num_layers=2, model_dim=128, num_heads=4, feed_forward_dim=512, dropout_rate=0.05
