@@ -106,7 +106,7 @@ def largest_batch(bytes_of: Callable[[int], int], least: int, most: int, limit: 
             f"{limit / 2**30:.2f}: a smaller model is needed, or a shorter config.data.max_length"
         )
     too_many, slope = max(most, least) + 1, 0.0
-    for _ in range(8):
+    for _ in range(12):
         # Small batches may all need the same: devices and micro-batches fill their rows up.
         guess = fits + int(min((limit - need) / slope, _FAR * fits)) if slope else 2 * fits
         guess = min(guess, too_many - 1) // least * least
