@@ -11,31 +11,24 @@ print a JSON line with target_tokens_per_s, and ratio_to_peer is ours over its m
 
 import json
 import resource
-import shlex
 import statistics
-import subprocess
 import time
 
 import jax
 import numpy as np
 import optax
 from absl import app, flags
+from beside import PRESETS, beside_peer, model_config
 from flax import nnx
 
 from transformer_jax import command_line
-from transformer_jax.config import ModelConfig, OptimizerConfig
+from transformer_jax.config import OptimizerConfig
 from transformer_jax.data.batching import Batch
 from transformer_jax.model.masks import Tokens
 from transformer_jax.model.transformer import Transformer
 from transformer_jax.training.optimizer import learning_rate_schedule, make_optimizer
 from transformer_jax.training.parallel import parallel, place, replicate
 from transformer_jax.training.step import TrainState, make_train_step
-
-PRESETS = {  # model_dim, feed_forward_dim, num_heads, num_layers
-    "tiny": (256, 1024, 4, 3),
-    "base": (512, 2048, 8, 6),
-    "big": (1024, 4096, 16, 6),
-}
 
 _PRESET = flags.DEFINE_enum("preset", "base", PRESETS, "Size of the model.")
 _ROWS = flags.DEFINE_integer("rows", 8, "Sentence pairs a step.", lower_bound=1)
@@ -62,16 +55,9 @@ def synthetic_batch(random: np.random.Generator) -> Batch:
 
 def measure() -> dict:
     """Times the steps; seconds and target tokens a second."""
-    model_dim, feed_forward_dim, num_heads, num_layers = PRESETS[_PRESET.value]
-    model = ModelConfig(
-        num_layers=num_layers,
-        model_dim=model_dim,
-        num_heads=num_heads,
-        feed_forward_dim=feed_forward_dim,
-        dtype=_DTYPE.value,
-    )
+    model = model_config(_PRESET.value, _DTYPE.value)
     config = OptimizerConfig(clip_norm=1.0)
-    schedule = learning_rate_schedule(config, model_dim, 100_000)
+    schedule = learning_rate_schedule(config, model.model_dim, 100_000)
     optimizer: optax.GradientTransformation = make_optimizer(config, schedule)
     graphdef, params = nnx.split(
         nnx.jit(lambda: Transformer(model, _VOCAB.value, rngs=nnx.Rngs(0)))()
@@ -104,15 +90,8 @@ def measure() -> dict:
     }
 
 
-def peer_speed() -> float:
-    """Target tokens a second that the peer's command prints."""
-    done = subprocess.run(shlex.split(_PEER.value), check=True, capture_output=True, text=True)
-    return json.loads(done.stdout.strip().splitlines()[-1])["target_tokens_per_s"]
-
-
 def main(_) -> None:
-    peers = [peer_speed()] if _PEER.value else []
-    result = {
+    described = {
         "benchmark": "train_speed",
         "jax": jax.__version__,
         "device": jax.devices()[0].device_kind,
@@ -122,12 +101,8 @@ def main(_) -> None:
         "length": _LENGTH.value,
         "vocab": _VOCAB.value,
         "dtype": _DTYPE.value,
-    } | measure()
-    if peers:
-        peers.append(peer_speed())
-        result["peer_target_tokens_per_s"] = peers
-        result["ratio_to_peer"] = result["target_tokens_per_s"] / statistics.mean(peers)
-    print(json.dumps(result), flush=True)
+    }
+    print(json.dumps(described | beside_peer(measure, _PEER.value)), flush=True)
 
 
 if __name__ == "__main__":

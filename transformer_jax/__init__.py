@@ -1,7 +1,7 @@
 """The Transformer of "Attention Is All You Need" in JAX and Flax.
 
 Arrays of rank >= 1 carry the letters of their dimensions as a suffix, and einsums use the
-same letters: `hidden_BTD`, `jnp.einsum("BTHK,BMHK->BHTM", query_BTHK, key_BMHK)`.
+same letters: `hidden_BTD`, `jnp.einsum("BHTK,BHMK->BHTM", query_BHTK, key_BHMK)`.
 
   B  batch               D  model dim           V  vocabulary
   S  source length       H  heads               W  beam width

@@ -39,7 +39,7 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return FAILURE
         except KeyboardInterrupt:
-            _end("interrupted", 130)
+            return 130  # the shell says that it was interrupted
         except OSError as error:
             where = f"{error.filename}: " if error.filename else ""
             _end(f"{where}{error.strerror or error}", FAILURE)

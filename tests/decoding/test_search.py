@@ -1,4 +1,4 @@
-"""Greedy and beam search on a toy model whose best translation can be found by trying all."""
+"""Searches on a toy model whose best translations can be found by trying all."""
 
 import functools
 import itertools
@@ -8,8 +8,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from transformer_jax.decoding.search import beam_search, greedy_search, length_penalty
+from transformer_jax.decoding import search
+from transformer_jax.decoding.search import (
+    Demands,
+    Hypotheses,
+    Strategy,
+    Weights,
+    length_penalty,
+)
 
 PAD, BOS, EOS = 0, 1, 2
 VOCAB, LIMIT = 5, 4
@@ -27,12 +36,17 @@ class BigramModel(NamedTuple):
     def start(self, memory, beam_width, max_length):
         return memory, jnp.zeros((memory.shape[0] * beam_width, max_length), jnp.int32)
 
-    def step(self, context, cache, token_BW, position_B):
+    def step(self, context, cache, token_BW, position_B, return_attention=False):
         rows = jnp.arange(cache.shape[0])
         cache = cache.at[rows, jnp.repeat(position_B, token_BW.shape[1])].set(token_BW.reshape(-1))
         history_BW = cache.sum(axis=-1).reshape(token_BW.shape) % VOCAB
         place = jnp.asarray(self.logits_BTVV)[context[:, None], position_B[:, None], token_BW]
-        return place + 0.3 * jnp.asarray(self.logits_BTVV)[0, 0][history_BW], cache
+        logits_BWV = place + 0.3 * jnp.asarray(self.logits_BTVV)[0, 0][history_BW]
+        if not return_attention:
+            return logits_BWV, context, cache
+        # Each token that is read looks at the source position of its number.
+        weights_BWS = jax.nn.one_hot(token_BW, VOCAB)
+        return logits_BWV, context, cache, weights_BWS[None, :, None]
 
 
 @pytest.fixture(scope="module")
@@ -68,14 +82,6 @@ def exhaustive(model, sentence: int, alpha: float):
     return sorted(found, reverse=True)
 
 
-@functools.partial(jax.jit, static_argnames=("model", "width", "n_best", "alpha"))
-def _beam(memory, limit_B, *, model, width, n_best, alpha):
-    return beam_search(
-        model.value, memory, limit_B, beam_size=width, n_best=n_best, max_length=LIMIT,
-        alpha=alpha, bos=BOS, eos=EOS, pad=PAD,
-    )  # fmt: skip
-
-
 class Static(NamedTuple):
     """A model as a static argument: equal to itself only."""
 
@@ -88,15 +94,35 @@ class Static(NamedTuple):
         return self.value is other.value
 
 
-def beam(model, width, n_best=1, alpha=0.6, limits=(LIMIT,) * 3):
-    return _beam(
-        jnp.arange(3),
-        jnp.array(limits),
-        model=Static(model),
-        width=width,
-        n_best=n_best,
-        alpha=alpha,
+@functools.partial(jax.jit, static_argnames=("model", "strategy"))
+def _search(demands, weights, *, model, strategy):
+    batch = demands.limit_B.size
+    memory, source_BS = jnp.arange(batch) % 3, jnp.ones((batch, VOCAB), bool)
+    state = search.first_state(model.value, memory, demands, strategy, source_BS)
+    state = search.run(model.value, state, weights, strategy, batch)
+    return search.results(state, strategy)
+
+
+def find(
+    model, width=1, n_best=1, limits=(LIMIT,) * 3, least=1, prefix=(), seeds=(0,) * 3,
+    alpha=0.6, beta=0.0, temperature=1.0, top_p=1.0, **strategy,
+) -> Hypotheses:  # fmt: skip
+    batch = len(limits)
+    prefix_BT = np.zeros((batch, LIMIT), np.int32)
+    prefix_BT[:, : len(prefix)] = prefix
+    demands = Demands(
+        np.int32(limits), np.full(batch, least, np.int32), prefix_BT, np.uint32(seeds)
     )
+    return _search(
+        demands,
+        Weights(alpha, beta, temperature, top_p),
+        model=Static(model),
+        strategy=Strategy(width, n_best, coverage=beta > 0, **strategy),
+    )
+
+
+def beam(model, width, n_best=1, alpha=0.6, limits=(LIMIT,) * 3):
+    return find(model, width, n_best, alpha=alpha, limits=limits)
 
 
 def words(row) -> tuple[int, ...]:
@@ -114,14 +140,20 @@ def test_full_width_beam_is_exhaustive_search(model, alpha):
 
 
 def test_beam_of_one_is_greedy(model):
-    limits = jnp.array((LIMIT,) * 3)
-    greedy = greedy_search(
-        model, jnp.arange(3), limits, max_length=LIMIT, alpha=0.6, bos=BOS, eos=EOS, pad=PAD
-    )
-    narrow = beam(model, width=1)
-    np.testing.assert_array_equal(greedy.tokens, narrow.tokens)
-    np.testing.assert_allclose(greedy.scores, narrow.scores, rtol=1e-6)
-    np.testing.assert_allclose(greedy.log_probs, narrow.log_probs, rtol=1e-6)
+    found = beam(model, width=1)
+    for sentence in range(3):
+        tokens, last, history = [], BOS, 0
+        while last != EOS:
+            history += last
+            logits = (
+                model.logits_BTVV[sentence, len(tokens), last]
+                + 0.3 * (model.logits_BTVV[0, 0][history % VOCAB])
+            )
+            last = EOS if len(tokens) == LIMIT - 1 else int(logits.argmax())
+            tokens.append(last)
+        assert words(found.tokens[sentence, 0]) == tuple(tokens)
+        log_prob = log_probability(model, sentence, tuple(tokens))
+        assert float(found.log_probs[sentence, 0]) == pytest.approx(log_prob, abs=1e-5)
 
 
 def test_scores_are_those_of_the_tokens_and_sorted(model):
@@ -180,3 +212,162 @@ def test_length_penalty_is_gnmts():
     assert float(length_penalty(1.0, 0.6)) == 1.0
     assert float(length_penalty(7.0, 1.0)) == 2.0
     assert float(length_penalty(7.0, 0.0)) == 1.0
+
+
+def ranked(model, sentence, wanted, score=lambda tokens, log_prob: log_prob):
+    """The hypotheses for which `wanted` holds, best first."""
+    found = [
+        (score(tokens, log_prob), tokens)
+        for _, tokens, log_prob in exhaustive(model, sentence, 0.0)
+        if wanted(tokens)
+    ]
+    return [tokens for _, tokens in sorted(found, reverse=True)]
+
+
+def test_a_least_length_is_kept_and_the_best_of_it_found(model):
+    found = find(model, width=64, n_best=3, least=3, alpha=0.0)
+    for sentence in range(3):
+        wanted = ranked(model, sentence, lambda tokens: len(tokens) >= 3)
+        assert [words(row) for row in found.tokens[sentence]] == wanted[:3]
+
+
+@pytest.mark.parametrize("prefix", [(4,), (3, 3), (4, 3, 4)])
+def test_a_prefix_is_kept_and_the_best_of_it_found(model, prefix):
+    found = find(model, width=64, n_best=2, prefix=prefix, alpha=0.0)
+    for sentence in range(3):
+        wanted = ranked(model, sentence, lambda tokens: tokens[: len(prefix)] == prefix)
+        rows = [words(row) for row in found.tokens[sentence]]
+        assert rows[: len(wanted)] == wanted[:2]
+        assert float(found.log_probs[sentence, 0]) == pytest.approx(
+            log_probability(model, sentence, rows[0]), abs=1e-5
+        )
+
+
+def repeats(tokens, length) -> bool:
+    grams = [tokens[i : i + length] for i in range(len(tokens) - length + 1)]
+    return len(set(grams)) < len(grams)
+
+
+@pytest.mark.parametrize("length", [1, 2])
+def test_no_ngram_occurs_twice(model, length):
+    # Without the rule, some of the best have one twice.
+    plain = find(model, width=64, n_best=12, alpha=0.0)
+    assert any(repeats(words(row), length) for row in np.asarray(plain.tokens).reshape(-1, LIMIT))
+    found = find(model, width=64, n_best=5, alpha=0.0, no_repeat_ngram=length)
+    for sentence in range(3):
+        wanted = ranked(model, sentence, lambda tokens: not repeats(tokens, length))
+        assert [words(row) for row in found.tokens[sentence]] == wanted[:5]
+
+
+def test_coverage_penalty_is_gnmts(model):
+    """All tokens are positions of the source, and what is read looks at its own."""
+
+    def score(tokens, log_prob):
+        seen = np.zeros(VOCAB)
+        for token in (BOS, *tokens[:-1]):
+            seen[token] += 1
+        return log_prob + 0.5 * np.log(np.clip(seen, 1e-9, 1)).sum()
+
+    found = find(model, width=64, n_best=4, alpha=0.0, beta=0.5)
+    for sentence in range(3):
+        wanted = ranked(model, sentence, lambda tokens: True, score)
+        assert words(found.tokens[sentence, 0]) == wanted[0]
+    assert wanted != ranked(model, 2, lambda tokens: True)
+
+
+def shares(model, number=4000, **options) -> dict[tuple[int, ...], float]:
+    """How often each translation of the first sentence is drawn."""
+    found = find(
+        model, width=8, n_best=8, sample=True, limits=(LIMIT, 0, 0) * (number // 8),
+        seeds=range(number // 8 * 3), **options,
+    )  # fmt: skip
+    drawn = [words(row) for row in np.asarray(found.tokens[::3]).reshape(-1, LIMIT)]
+    return {tokens: drawn.count(tokens) / len(drawn) for tokens in set(drawn)}
+
+
+def conditional(model, tokens, temperature=1.0, keep=lambda probabilities: probabilities) -> float:
+    """The probability that sampling draws these tokens as the first sentence's translation."""
+    total, history = 1.0, 0
+    for place, (last, token) in enumerate(zip((BOS, *tokens), tokens, strict=False)):
+        history += last
+        logits = model.logits_BTVV[0, place, last] + 0.3 * model.logits_BTVV[0, 0][history % VOCAB]
+        probabilities = np.exp((logits - logits.max()) / temperature)
+        if place == LIMIT - 1:
+            probabilities = np.eye(VOCAB)[EOS]
+        probabilities = keep(probabilities / probabilities.sum())
+        total *= probabilities[token] / probabilities.sum()
+    return total
+
+
+def top(count):
+    return lambda p: np.where(p >= np.sort(p)[-count], p, 0.0)
+
+
+def nucleus(share):
+    def keep(p):
+        order = np.argsort(-p)
+        inside = np.cumsum(p[order]) - p[order] < share
+        return np.where(np.isin(np.arange(VOCAB), order[inside]), p, 0.0)
+
+    return keep
+
+
+@pytest.mark.parametrize(
+    ("options", "keep"),
+    [
+        ({}, lambda p: p),
+        ({"temperature": 0.5}, lambda p: p),
+        ({"top_k": 2}, top(2)),
+        ({"top_p": 0.7, "nucleus": True}, nucleus(0.7)),
+        (
+            {"top_k": 2, "top_p": 0.8, "nucleus": True},
+            lambda p: nucleus(0.8)(top(2)(p) / top(2)(p).sum()),
+        ),
+    ],
+)
+def test_samples_come_as_often_as_they_are_probable(model, options, keep):
+    found = shares(model, **options)
+    temperature = options.get("temperature", 1.0)
+    wanted = {
+        tokens: conditional(model, tokens, temperature, keep)
+        for _, tokens, _ in exhaustive(model, 0, 0.0)
+    }
+    assert sum(wanted.values()) == pytest.approx(1.0)
+    for tokens, share in wanted.items():
+        # Five standard deviations of 4000 draws.
+        margin = 5 * float(share * (1 - share) / 4000) ** 0.5
+        assert found.get(tokens, 0.0) == pytest.approx(float(share), abs=margin + 1e-9)
+
+
+def test_samples_depend_on_their_seed_alone(model):
+    first = find(model, width=4, n_best=4, sample=True, seeds=(5, 6, 7))
+    second = find(model, width=4, n_best=4, sample=True, seeds=(9, 6, 8), limits=(0, LIMIT, 2))
+    for x, y in zip(first, second, strict=True):
+        np.testing.assert_array_equal(x[1], y[1])
+    other = find(model, width=4, n_best=4, sample=True, seeds=(8, 9, 10))
+    assert not np.array_equal(first.tokens, other.tokens)
+
+
+def test_samples_are_sorted_and_their_probabilities_the_models(model):
+    found = find(model, width=8, n_best=8, sample=True, temperature=2.0)
+    for sentence in range(3):
+        assert np.all(np.diff(found.scores[sentence]) <= 0)
+        for row, log_prob in zip(found.tokens[sentence], found.log_probs[sentence], strict=True):
+            wanted = log_probability(model, sentence, words(row))
+            assert float(log_prob) == pytest.approx(wanted, abs=1e-5)
+
+
+@given(
+    vocab_size=st.sampled_from([1, 5, 64, 127, 128, 600, 1009, 6000]),
+    count=st.integers(1, 16),
+    kinds=st.integers(1, 1000),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_the_largest_by_blocks_are_the_largest(vocab_size, count, kinds, seed):
+    """Also where many are equal."""
+    count = min(count, vocab_size)
+    x = np.random.default_rng(seed).integers(0, kinds, (2, 3, vocab_size)).astype(np.float32)
+    values, indices = search._top(x, count)
+    np.testing.assert_array_equal(values, jax.lax.top_k(x, count)[0])
+    np.testing.assert_array_equal(np.take_along_axis(x, np.asarray(indices), -1), values)
+    assert all(len(set(row)) == count for row in np.asarray(indices).reshape(-1, count))

@@ -13,22 +13,22 @@ from transformer_jax.model.attention import (
 )
 
 
-def reference_attention(query_BTHK, key_BMHK, value_BMHK, mask_BTM):
+def reference_attention(query_BHTK, key_BHMK, value_BHMK, mask_BTM):
     """Equation 1 of the paper, one head of one sentence at a time."""
-    output_BTHK = np.zeros((*query_BTHK.shape[:3], value_BMHK.shape[-1]))
-    for b, h in np.ndindex(query_BTHK.shape[0], query_BTHK.shape[2]):
-        logits_TM = query_BTHK[b, :, h] @ key_BMHK[b, :, h].T / np.sqrt(query_BTHK.shape[-1])
+    output_BHTK = np.zeros((*query_BHTK.shape[:3], value_BHMK.shape[-1]))
+    for b, h in np.ndindex(*query_BHTK.shape[:2]):
+        logits_TM = query_BHTK[b, h] @ key_BHMK[b, h].T / np.sqrt(query_BHTK.shape[-1])
         logits_TM[~mask_BTM[b]] = -np.inf
         weights_TM = np.exp(logits_TM - logits_TM.max(axis=-1, keepdims=True))
         weights_TM /= weights_TM.sum(axis=-1, keepdims=True)
-        output_BTHK[b, :, h] = weights_TM @ value_BMHK[b, :, h]
-    return output_BTHK
+        output_BHTK[b, h] = weights_TM @ value_BHMK[b, h]
+    return output_BHTK
 
 
 @pytest.fixture
 def arrays():
     random = np.random.default_rng(0)
-    query, key, value = (random.normal(size=(2, n, 3, 4)).astype(np.float32) for n in (5, 7, 7))
+    query, key, value = (random.normal(size=(2, 3, n, 4)).astype(np.float32) for n in (5, 7, 7))
     mask_BTM = random.random((2, 5, 7)) < 0.6
     mask_BTM[:, :, 0] = True
     return query, key, value, mask_BTM
@@ -36,14 +36,14 @@ def arrays():
 
 def test_equals_the_formula(arrays):
     np.testing.assert_allclose(
-        dot_product_attention(*arrays), reference_attention(*arrays), atol=1e-6
+        dot_product_attention(*arrays)[0], reference_attention(*arrays), atol=1e-6
     )
 
 
 def test_no_mask_attends_to_all(arrays):
     query, key, value, mask = arrays
     np.testing.assert_allclose(
-        dot_product_attention(query, key, value),
+        dot_product_attention(query, key, value)[0],
         reference_attention(query, key, value, np.ones_like(mask)),
         atol=1e-6,
     )
@@ -62,9 +62,9 @@ def test_fully_masked_row_stays_finite_with_its_gradient(arrays):
     mask_BTM[1, 2] = False
 
     def total(query):
-        return dot_product_attention(query, key, value, mask_BTM).sum()
+        return dot_product_attention(query, key, value, mask_BTM)[0].sum()
 
-    assert np.isfinite(dot_product_attention(query, key, value, mask_BTM)).all()
+    assert np.isfinite(dot_product_attention(query, key, value, mask_BTM)[0]).all()
     assert np.isfinite(jax.grad(total)(query)).all()
 
 
@@ -72,29 +72,43 @@ def test_softmax_is_float32_for_bfloat16(arrays):
     query, key, value, mask = (jnp.asarray(x) for x in arrays)
     low = [x.astype(jnp.bfloat16) for x in (query, key, value)]
     assert attention_weights(low[0], low[1], mask).dtype == jnp.float32
-    output = dot_product_attention(*low, mask)
+    output, _ = dot_product_attention(*low, mask)
     assert output.dtype == jnp.bfloat16
     np.testing.assert_allclose(
-        output.astype(jnp.float32), dot_product_attention(query, key, value, mask), atol=0.05
+        output.astype(jnp.float32), dot_product_attention(query, key, value, mask)[0], atol=0.05
     )
 
 
-def test_multi_head_is_projections_around_attention(arrays):
+@pytest.mark.parametrize("use_bias", [False, True])
+def test_multi_head_is_projections_around_attention(arrays, use_bias):
     mask_BTM = arrays[3]
     random = np.random.default_rng(1)
     hidden_BTD, memory_BMD = (random.normal(size=(2, n, 12)).astype(np.float32) for n in (5, 7))
-    layer = MultiHeadAttention(12, 3, rngs=nnx.Rngs(0))
-    kernel = {
-        n: np.asarray(getattr(layer, n).kernel[...]) for n in "query key value output".split()
-    }
-    query, key, value = (
-        (x @ kernel[n]).reshape(2, -1, 3, 4)
-        for n, x in (("query", hidden_BTD), ("key", memory_BMD), ("value", memory_BMD))
-    )
-    expected = reference_attention(query, key, value, mask_BTM).reshape(2, 5, 12) @ kernel["output"]
-    output, weights = layer(hidden_BTD, memory_BMD, mask_BTM)
-    np.testing.assert_allclose(output, expected, atol=1e-5)
+    layer = MultiHeadAttention(12, 3, use_bias=use_bias, rngs=nnx.Rngs(0))
+    if use_bias:
+        for projection in (layer.query, layer.key, layer.value, layer.output):
+            projection.bias[...] = random.normal(size=12).astype(np.float32)
+
+    def project(name, x_BTD):
+        projection = getattr(layer, name)
+        bias = np.asarray(projection.bias[...]) if use_bias else 0.0
+        return x_BTD @ np.asarray(projection.kernel[...]) + bias
+
+    def expected(memory_BMD, mask_BTM):
+        query, key, value = (
+            project(name, x_BTD).reshape(2, -1, 3, 4).swapaxes(1, 2)
+            for name, x_BTD in (("query", hidden_BTD), ("key", memory_BMD), ("value", memory_BMD))
+        )
+        attended = reference_attention(query, key, value, mask_BTM).swapaxes(1, 2)
+        return project("output", attended.reshape(2, 5, 12))
+
+    output, weights = layer.cross_attend(hidden_BTD, layer.project_memory(memory_BMD), mask_BTM)
+    np.testing.assert_allclose(output, expected(memory_BMD, mask_BTM), atol=1e-5)
     assert weights.shape == (2, 3, 5, 7)
+    mask_BTT = mask_BTM[:, :, :5]
+    output, weights = layer.self_attend(hidden_BTD, mask_BTT)
+    np.testing.assert_allclose(output, expected(hidden_BTD, mask_BTT), atol=1e-5)
+    assert weights.shape == (2, 3, 5, 5)
 
 
 def test_biases_only_where_asked_for():

@@ -102,21 +102,47 @@ def test_packed_pairs_are_as_separate_ones(model):
     np.testing.assert_allclose(packed, jnp.concatenate(apart, axis=1), atol=2e-5)
 
 
+def histories(width: int, length: int):
+    """Which hypothesis each follows at each position, by sentence: [T, 2, W]."""
+    return np.random.default_rng(0).integers(0, width, (length, 2, width))
+
+
 @pytest.mark.parametrize("width", [1, 3])
 def test_cached_steps_equal_one_teacher_forced_pass(model, width):
-    source, target = make_tokens(2, 5, lengths=[5, 3]), make_tokens(2, 6, seed=1)
+    """Also where hypotheses follow others, and where sentences stand at other positions."""
+    source = make_tokens(2, 5, lengths=[5, 3])
     memory = model.encode(source)
-    expected_BTV = model.decode(memory, target)
     context, cache = model.start(memory, width, 8)
-    step = nnx.jit(lambda model, *arguments: model.step(*arguments))
+    step = nnx.jit(lambda model, *arguments: model.step(*arguments, return_attention=True))
     assert all(leaf.shape[0] == 2 * width for leaf in jax.tree.leaves(cache))
-    for position in range(6):
-        token_BW = jnp.tile(target.ids[:, position : position + 1], (1, width))
-        logits_BWV, cache = step(model, context, cache, token_BW, jnp.full(2, position))
-        for hypothesis in range(width):
-            np.testing.assert_allclose(
-                logits_BWV[:, hypothesis], expected_BTV[:, position], atol=2e-5
-            )
+    tokens_BWT = np.zeros((2, width, 0), np.int32)
+    random = np.random.default_rng(1)
+    # The second sentence begins anew after two positions, as one that takes a row over.
+    for position, parents_BW in enumerate(histories(width, 6)):
+        position_B = np.array([position, position - 2 * (position >= 2)], np.int32)
+        token_BW = random.integers(4, 11, (2, width)).astype(np.int32)
+        tokens_BWT = np.concatenate([tokens_BWT, token_BW[..., None]], axis=-1)
+        logits_BWV, context, cache, weights_LBHWS = step(
+            model, context, cache, token_BW, position_B
+        )
+        for sentence, start in enumerate((0, 2 * (position >= 2))):
+            for hypothesis in range(width):
+                ids = np.broadcast_to(
+                    tokens_BWT[sentence, hypothesis, start:], (2, position + 1 - start)
+                )
+                target = sentence_tokens(jnp.asarray(ids), jnp.full(2, ids.shape[1]))
+                expected_BTV, attention = model.decode(memory, target, return_attention=True)
+                np.testing.assert_allclose(
+                    logits_BWV[sentence, hypothesis], expected_BTV[sentence, -1], atol=2e-5
+                )
+                np.testing.assert_allclose(
+                    weights_LBHWS[:, sentence, :, hypothesis],
+                    attention["cross"][:, sentence, :, -1],
+                    atol=2e-5,
+                )
+        rows = (np.arange(2)[:, None] * width + parents_BW).reshape(-1)
+        cache = jax.tree.map(functools.partial(jnp.take, indices=rows, axis=0), cache)
+        tokens_BWT = np.take_along_axis(tokens_BWT, parents_BW[..., None], axis=1)
 
 
 def test_attention_is_returned_by_layer_and_head(model):

@@ -1,98 +1,273 @@
-"""Lines of a file or pipe through a translator: one line out for each line in, in order."""
+"""Lines of a file or pipe through a translator: answers in order, each as soon as it is due."""
 
-import itertools
+import json
 import logging
-from collections.abc import Iterable, Iterator
+import os
+import select
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from typing import Any, BinaryIO
 
 from tqdm import tqdm
 
 from transformer_jax.data.corpus import language_tag
 from transformer_jax.data.vocabulary import Vocabulary
-from transformer_jax.decoding.translator import Translation, Translator
+from transformer_jax.decoding.alignment import Alignment
+from transformer_jax.decoding.translator import Score, Translation, Translator
 
 logger = logging.getLogger(__name__)
 
-_CHUNK = 4096  # lines that are sorted and translated together
+MOST = 4096  # lines that are sorted and translated together
+_IDLE_S = 0.05  # without a new line: those that have arrived are translated
+_PATIENCE_S = 0.5  # after which they are translated however many more arrive
 
 
-def text_lines(lines: Iterable[bytes], name: str) -> Iterator[str]:
-    """Lines as text, without their ends; what is not UTF-8 is replaced and warned of."""
-    for number, line in enumerate(lines, 1):
-        text = line.rstrip(b"\r\n")
+def arriving(file: BinaryIO, most: int = MOST) -> Iterator[list[bytes]]:
+    """Lines without their ends, in groups: what has arrived when the group before is done.
+
+    A group has about `most` lines at most. Nothing is waited for while there is a whole
+    line to be answered.
+    """
+    descriptor, parts, ended = file.fileno(), [], False
+    while not ended:
+        group: list[bytes] = []
+        deadline = float("inf")
+        while len(group) < most and time.monotonic() < deadline:
+            if group and not select.select([descriptor], [], [], _IDLE_S)[0]:
+                break
+            block = os.read(descriptor, 1 << 16)
+            if ended := not block:
+                # The last line may lack its end.
+                group += [b"".join(parts)] if any(parts) else []
+                break
+            first, *rest = block.split(b"\n")
+            parts.append(first)
+            if rest:
+                group += [b"".join(parts), *rest[:-1]]
+                parts = [rest[-1]]
+                deadline = min(deadline, time.monotonic() + _PATIENCE_S)
+        if group:
+            yield group
+
+
+class Texts:
+    """Lines as texts: what is not UTF-8 is replaced, a language's tag put in front."""
+
+    def __init__(self, name: str, vocabulary: Vocabulary, *, tags: bool = False, language=""):
+        """
+        Args:
+          name: where the lines are from, for warnings.
+          vocabulary: of the model.
+          tags: whether lines should begin with a tag; the first that does not is warned of.
+          language: whose tag is put in front; "" = none.
+
+        Raises:
+          ValueError: the vocabulary has no such tag.
+        """
+        self.name, self.vocabulary = name, vocabulary
+        self.tag = language_tag(language) if language else ""
+        self._expect_tag = tags and not language
+        if language and not vocabulary.has_piece(self.tag):
+            raise ValueError(
+                f"the model was not trained to translate into {language!r}: no tag {self.tag}"
+            )
+
+    def groups(self, groups: Iterable[Sequence[bytes]]) -> Iterator[list[str]]:
+        """The texts of groups of lines."""
+        done = 0
+        for group in groups:
+            yield [self._text(line, number) for number, line in enumerate(group, done + 1)]
+            done += len(group)
+
+    def _text(self, line: bytes, number: int) -> str:
         try:
-            yield text.decode("utf-8")
+            text = line.removesuffix(b"\r").decode("utf-8")
         except UnicodeDecodeError as error:
             logger.warning(
-                "%s, line %d: not valid UTF-8 (%s); replaced", name, number, error.reason
+                "%s, line %d: not valid UTF-8 (%s); replaced", self.name, number, error.reason
             )
-            yield text.decode("utf-8", errors="replace")
+            text = line.removesuffix(b"\r").decode("utf-8", errors="replace")
+        if not text.strip():
+            return text
+        if self._expect_tag and not self.vocabulary.has_piece(text.partition(" ")[0]):
+            self._expect_tag = False
+            logger.warning(
+                "%s, line %d: no language tag, such as <2de>; --target_language adds it",
+                self.name,
+                number,
+            )
+        return f"{self.tag} {text}" if self.tag else text
 
 
-def tagged(lines: Iterable[str], vocabulary: Vocabulary, language: str, name: str) -> Iterator[str]:
-    """Lines that begin with the tag of a language, those without text as they are.
+class Writer:
+    """What comes out for a line, as text or as JSON lines."""
 
-    Without a language they should begin with tags of their own; the first that does not is
-    warned of. ValueError where the vocabulary has no such tag.
-    """
-    tag = language_tag(language)
-    if language and not vocabulary.has_piece(tag):
-        raise ValueError(f"the model was not trained to translate into {language!r}: no tag {tag}")
+    def __init__(self, output: BinaryIO, vocabulary: Vocabulary, *, as_json=False, scores=False):
+        """
+        Args:
+          output: written in UTF-8.
+          vocabulary: of the model.
+          as_json: a JSON object a line, with everything, instead of a text a hypothesis.
+          scores: put score and log-probability before each text, tab-separated.
+        """
+        self.output, self.vocabulary = output, vocabulary
+        self.as_json, self.scores = as_json, scores
 
-    def lines_with_tags() -> Iterator[str]:
-        warned = False
-        for number, line in enumerate(lines, 1):
-            has_tag = language or vocabulary.has_piece(line.partition(" ")[0])
-            if line.strip() and not has_tag and not warned:
-                logger.warning(
-                    "%s, line %d: no language tag, such as <2de>; --target_language adds it",
-                    name,
-                    number,
-                )
-                warned = True
-            yield f"{tag} {line}" if language and line.strip() else line
+    def translation(
+        self, source: str, translation: Translation, alignments: Sequence[Alignment] = ()
+    ) -> None:
+        """Writes the hypotheses of a source, with their alignments if there are any."""
+        hypotheses = translation.hypotheses
+        if self.as_json:
+            described = [
+                {
+                    "text": hypothesis.text,
+                    "score": hypothesis.score,
+                    "log_prob": hypothesis.log_prob,
+                    "tokens": self.vocabulary.pieces(hypothesis.ids),
+                }
+                for hypothesis in hypotheses
+            ]
+            for description, alignment in zip(described, alignments):
+                description["alignment"] = _described(alignment)
+            self._json(source=source, truncated=translation.truncated, hypotheses=described)
+            return
+        for number, hypothesis in enumerate(hypotheses):
+            # A line stays one line, whatever the vocabulary can spell.
+            text = " ".join(hypothesis.text.splitlines())
+            if self.scores:
+                text = f"{hypothesis.score:.6f}\t{hypothesis.log_prob:.6f}\t{text}"
+            self._text(text, alignments[number] if alignments else None)
 
-    return lines_with_tags()
+    def score(self, source: str, target: str, score: Score, alignment: Alignment | None) -> None:
+        """Writes the log-probability of a pair, and those of its tokens."""
+        if self.as_json:
+            more = {} if alignment is None else {"alignment": _described(alignment)}
+            self._json(source=source, target=target, **score._asdict(), **more)
+            return
+        tokens = " ".join(f"{log_prob:.6f}" for log_prob in score.log_probs)
+        self._text(f"{score.log_prob:.6f}\t{tokens}", alignment)
+
+    def _json(self, **values: Any) -> None:
+        self.output.write(json.dumps(values, ensure_ascii=False).encode() + b"\n")
+
+    def _text(self, text: str, alignment: Alignment | None) -> None:
+        pharaoh = "" if alignment is None else f" ||| {alignment.pharaoh}"
+        self.output.write(f"{text}{pharaoh}\n".encode())
+
+
+def _described(alignment: Alignment) -> dict[str, Any]:
+    return alignment._asdict() | {"weights": alignment.weights.astype(float).round(6).tolist()}
 
 
 def translate_lines(
     translator: Translator,
-    lines: Iterable[str],
-    output: BinaryIO,
+    groups: Iterable[Sequence[str]],
+    writer: Writer,
     *,
     name: str,
-    scores: bool = False,
+    prefixes: Iterator[str] | None = None,
+    align: dict[str, Any] | None = None,
     **options: Any,
 ) -> None:
-    """Writes the translation of each line, or its n-best list, a hypothesis a line.
+    """Writes the translation of each line, in order.
 
     Args:
       translator, options: as `Translator.translate` takes them.
-      lines: text without line ends; `name` says in warnings where they are from.
-      output: written in UTF-8.
-      scores: put score and log-probability before each hypothesis, tab-separated.
+      groups: texts that are translated together.
+      writer: of translations.
+      name: where the lines are from, for warnings.
+      prefixes: beginnings of the translations, one a line; None = none.
+      align: options of `Translator.align`, if alignments are wanted.
     """
-    lines = iter(lines)
     done = 0
     # No bar is drawn for what is finished within its delay.
     with tqdm(unit="line", desc="translating", delay=5, dynamic_ncols=True) as bar:
-        while chunk := list(itertools.islice(lines, _CHUNK)):
-            translations = translator.translate(chunk, on_progress=bar.update, **options)
-            for number, translation in enumerate(translations, done + 1):
+        for group in groups:
+            beginnings = _beginnings(prefixes, len(group), done)
+            found: dict[int, Translation] = {}
+            written = 0
+            for index, translation in translator.stream(group, prefixes=beginnings, **options):
+                bar.update()
+                found[index] = translation
                 if translation.truncated:
-                    logger.warning(
-                        "%s, line %d: longer than max_length; its end was not translated",
-                        name,
-                        number,
-                    )
-                output.writelines(_formatted(translation, scores))
-            output.flush()
-            done += len(chunk)
+                    _warn_truncated(name, done + index + 1)
+                while align is None and written in found:
+                    writer.translation(group[written], found.pop(written))
+                    written += 1
+                writer.output.flush()
+            if align is not None:
+                _write_aligned(translator, group, found, writer, align | options)
+            done += len(group)
 
 
-def _formatted(translation: Translation, scores: bool) -> Iterator[bytes]:
-    for hypothesis in translation.hypotheses:
-        # A line stays one line, whatever the vocabulary can spell.
-        text = " ".join(hypothesis.text.splitlines())
-        prefix = f"{hypothesis.score:.6f}\t{hypothesis.log_prob:.6f}\t" if scores else ""
-        yield f"{prefix}{text}\n".encode()
+def _write_aligned(translator, group, found, writer: Writer, options: dict[str, Any]) -> None:
+    """Writes the translations of a group with the alignment of each hypothesis."""
+    hypotheses = [h for index in range(len(group)) for h in found[index].hypotheses]
+    sources = [text for i, text in enumerate(group) for _ in found[i].hypotheses]
+    alignments = iter(translator.align(sources, hypotheses, **options))
+    for index, text in enumerate(group):
+        its = list(islice(alignments, len(found[index].hypotheses)))
+        writer.translation(text, found[index], its)
+    writer.output.flush()
+
+
+def pairs_of(groups: Iterable[Sequence[str]], name: str) -> Iterator[list[tuple[str, str]]]:
+    """Lines as pairs, from source, tab and target; a line without a tab is a ValueError."""
+    done = 0
+    for group in groups:
+        pairs = []
+        for number, line in enumerate(group, done + 1):
+            source, tab, target = line.partition("\t")
+            if not tab:
+                raise ValueError(f"{name}, line {number}: no tab between source and target")
+            pairs.append((source, target))
+        yield pairs
+        done += len(group)
+
+
+def score_pairs(
+    translator: Translator,
+    groups: Iterable[Sequence[tuple[str, str]]],
+    writer: Writer,
+    *,
+    name: str,
+    align: dict[str, Any] | None = None,
+    **options: Any,
+) -> None:
+    """Writes the scores of given translations, in order.
+
+    Args:
+      groups: (source, target) pairs that are scored together.
+      translator, writer, name, align, options: as for `translate_lines`.
+    """
+    done = 0
+    for pairs in groups:
+        scores = translator.score(pairs, **options)
+        alignments: Sequence[Alignment | None] = [None] * len(pairs)
+        if align is not None:
+            alignments = translator.align(*zip(*pairs), **align, **options)
+        for number, (pair, score, alignment) in enumerate(
+            zip(pairs, scores, alignments, strict=True), done + 1
+        ):
+            if score.truncated:
+                _warn_truncated(name, number)
+            writer.score(*pair, score, alignment)
+        writer.output.flush()
+        done += len(pairs)
+
+
+def _beginnings(prefixes: Iterator[str] | None, count: int, done: int) -> list[str]:
+    if prefixes is None:
+        return []
+    beginnings = list(islice(prefixes, count))
+    if len(beginnings) < count:
+        raise ValueError(
+            f"there is no prefix for line {done + len(beginnings) + 1}: one a line was wanted"
+        )
+    return beginnings
+
+
+def _warn_truncated(name: str, number: int) -> None:
+    logger.warning("%s, line %d: longer than max_length; its end was not read", name, number)

@@ -1,35 +1,38 @@
-"""Text in, text out: buckets by length, order, n-best lists and scores.
+"""Text in, text out: translations, scores and attention of a trained model."""
 
-A sentence's own length decides the shape that it is computed in, and the number of rows
-is a constant, so that its translation does not depend on its companions.
-"""
-
-import functools
-import math
 import os
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
-from flax import nnx
 
 from transformer_jax.config import Config
-from transformer_jax.data.batching import pad_rows
-from transformer_jax.data.vocabulary import BOS, EOS, PAD, Vocabulary
-from transformer_jax.decoding.search import beam_search, greedy_search
+from transformer_jax.data.vocabulary import BOS, EOS, UNK, Vocabulary
+from transformer_jax.decoding import alignment, engine
+from transformer_jax.decoding.alignment import Alignment
+from transformer_jax.decoding.engine import Models, Sentence
+from transformer_jax.decoding.forced import forced
+from transformer_jax.decoding.options import SearchOptions
+from transformer_jax.decoding.search import Hypotheses
 from transformer_jax.training.checkpoint import load_run
-
-EXTRA_LENGTH = 50  # a translation may be this much longer than its source (section 6.1)
-_SHORTEST_BUCKET = 16
+from transformer_jax.training.parallel import replicate
 
 
 class Hypothesis(NamedTuple):
-    """One translation: its text, length-penalised score, and natural log-probability."""
+    """One translation.
+
+    Attributes:
+      text: detokenised.
+      score: log-probability over the length penalty, plus coverage penalty.
+      log_prob: natural logarithm of its probability.
+      ids: its tokens, without the end symbol.
+    """
 
     text: str
     score: float
     log_prob: float
+    ids: tuple[int, ...] = ()
 
 
 class Translation(NamedTuple):
@@ -44,35 +47,69 @@ class Translation(NamedTuple):
         return self.hypotheses[0].text
 
 
-@functools.partial(
-    jax.jit, static_argnames=("graphdef", "beam_size", "n_best", "max_length", "alpha")
-)
-def _search(params, source, limit_B, *, graphdef, beam_size, n_best, max_length, alpha):
-    model = nnx.merge(graphdef, params)
-    memory = model.encode(source)
-    options = {"max_length": max_length, "alpha": alpha, "bos": BOS, "eos": EOS, "pad": PAD}
-    if beam_size == 1:
-        return greedy_search(model, memory, limit_B, **options)
-    return beam_search(model, memory, limit_B, beam_size=beam_size, n_best=n_best, **options)
+class Score(NamedTuple):
+    """Of a given translation.
+
+    Attributes:
+      tokens: pieces of the target, with the end symbol.
+      log_probs: natural logarithm of each token's probability.
+      log_prob: their sum.
+      truncated: whether the end of a side was cut off unread.
+    """
+
+    tokens: list[str]
+    log_probs: list[float]
+    log_prob: float
+    truncated: bool
+
+
+class Attention(NamedTuple):
+    """All attention of a sentence pair, float32.
+
+    Row t of `decoder` and `cross` belongs to the place that reads input_tokens[t] and
+    predicts target_tokens[t].
+
+    Attributes:
+      source_tokens: S pieces, closed by the end symbol.
+      input_tokens: T pieces that the decoder reads, from the start symbol.
+      target_tokens: T pieces that it predicts, closed by the end symbol.
+      encoder: [L, H, S, S].
+      decoder: [L, H, T, T].
+      cross: [L, H, T, S].
+    """
+
+    source_tokens: list[str]
+    input_tokens: list[str]
+    target_tokens: list[str]
+    encoder: np.ndarray
+    decoder: np.ndarray
+    cross: np.ndarray
 
 
 class Translator:
-    """Translates lines of text with a model, by the settings of its config."""
+    """Translates lines of text with a model, or several, by the settings of the first's config.
 
-    def __init__(self, graphdef: Any, params: Any, vocabulary: Vocabulary, config: Config):
-        """From a model as `nnx.split` gives it, its vocabulary, and its run's config."""
-        self.graphdef, self.vocabulary, self.config = graphdef, vocabulary, config
-        # One device decodes, also where the parameters are replicated over several.
-        self.params = jax.device_put(params, jax.local_devices()[0])
+    Options, in all its methods, are those of `SearchOptions`.
+    """
+
+    def __init__(self, models: Models, vocabulary: Vocabulary, config: Config):
+        """From models whose parameters are replicated, their vocabulary, and a run's config."""
+        self.models, self.vocabulary, self.config = models, vocabulary, config
 
     @classmethod
     def from_workdir(
-        cls, workdir: str | os.PathLike, *, checkpoint: str = "best", average: int = 1
+        cls,
+        workdir: str | os.PathLike,
+        *ensemble: str | os.PathLike,
+        checkpoint: str = "best",
+        average: int = 1,
     ) -> "Translator":
         """Loads what `train.py` left in a workdir.
 
         Args:
           workdir: of the run.
+          ensemble: workdirs of other runs with the same vocabulary: the mean of the models'
+            probabilities decides.
           checkpoint: "best", "last", or the number of a step.
           average: 1, or the number of last checkpoints whose parameters are averaged
             (section 6.1), whatever `checkpoint` says.
@@ -80,95 +117,205 @@ class Translator:
         Raises:
           FileNotFoundError, ValueError: no run there, no checkpoint in it, or no sound one.
         """
-        config, vocabulary, graphdef, params = load_run(workdir, checkpoint, average)
-        return cls(graphdef, params, vocabulary, config)
+        runs = [load_run(folder, checkpoint, average) for folder in (workdir, *ensemble)]
+        config, vocabulary, _, _ = runs[0]
+        for folder, (_, other, _, _) in zip(ensemble, runs[1:]):
+            if other.fingerprint() != vocabulary.fingerprint():
+                raise ValueError(
+                    f"{folder} has another vocabulary than {workdir}: models of an ensemble must "
+                    "share one"
+                )
+        graphdefs, params = zip(*(run[2:] for run in runs))
+        return cls(Models(graphdefs, tuple(map(replicate, params))), vocabulary, config)
 
     def translate(
         self,
         lines: Sequence[str],
         *,
-        beam_size: int = 0,
-        n_best: int = 1,
-        length_penalty: float | None = None,
-        max_length: int = 0,
-        rows: int = 0,
+        prefixes: Sequence[str] = (),
+        limits: Sequence[int] = (),
         on_progress: Callable[[int], None] = lambda sentences: None,
+        **options: Any,
     ) -> list[Translation]:
         """The translation of each line, in order; an empty line gives an empty text.
 
         Args:
           lines: text without line ends.
-          beam_size, length_penalty, max_length, rows: 0 (None for the penalty) = as the
-            run's config has them. Lines longer than `max_length` tokens are cut.
-          n_best: hypotheses returned for each line, at most the beam size.
+          prefixes: beginnings that the translations must have, one a line, or none.
+          limits: further limits of the translations' tokens, one a line, or none.
           on_progress: called with the number of lines finished since its last call.
+          **options: of `SearchOptions`.
         """
-        defaults = self.config.decoding
-        beam_size, rows = beam_size or defaults.beam_size, rows or defaults.rows
-        max_length = max_length or defaults.max_length
-        alpha = defaults.length_penalty if length_penalty is None else length_penalty
-        if n_best > beam_size:
-            raise ValueError(f"n_best={n_best} is more than the beam of {beam_size} can give")
-        if rows % 8 or max_length < 2 or not math.isfinite(alpha):
-            raise ValueError(
-                f"rows={rows} must be a multiple of 8, max_length={max_length} at least 2, and "
-                f"length_penalty={alpha} a finite number"
-            )
-        ids = self.vocabulary.encode(lines)
-        translations = [
-            Translation([Hypothesis("", 0.0, 0.0)] * n_best, truncated=False) for _ in lines
-        ]
-        on_progress(sum(len(sentence) == 1 for sentence in ids))
-        for indices, length in _groups([len(sentence) for sentence in ids], rows, max_length):
-            source = [_cut(ids[i], max_length) for i in indices]
-            limits = np.zeros(rows, np.int32)
-            limits[: len(source)] = [min(len(s) + EXTRA_LENGTH, max_length) for s in source]
-            found = _search(
-                self.params,
-                pad_rows(source, rows, length),
-                limits,
-                graphdef=self.graphdef,
-                beam_size=beam_size,
-                n_best=n_best,
-                max_length=min(length + EXTRA_LENGTH, max_length),
-                alpha=float(alpha),
-            )
-            found = jax.tree.map(np.asarray, found)
-            for row, index in enumerate(indices):
-                hypotheses = [
-                    Hypothesis(
-                        self.vocabulary.decode(_words(tokens)), float(score), float(log_prob)
-                    )
-                    for tokens, score, log_prob in zip(*(x[row] for x in found))
-                ]
-                translations[index] = Translation(hypotheses, len(ids[index]) > max_length)
-            on_progress(len(indices))
+        translations: list[Any] = [None] * len(lines)
+        for index, translation in self.stream(lines, prefixes=prefixes, limits=limits, **options):
+            translations[index] = translation
+            on_progress(1)
         return translations
+
+    def stream(
+        self,
+        lines: Sequence[str],
+        *,
+        prefixes: Sequence[str] = (),
+        limits: Sequence[int] = (),
+        **options: Any,
+    ) -> Iterator[tuple[int, Translation]]:
+        """As `translate`, but each translation with its line's number as soon as it is found.
+
+        Args:
+          lines, prefixes, limits, options: as `translate` takes them.
+        """
+        search = self.options(**options)
+        ids = self.vocabulary.encode(lines)
+        forced_ids = self._prefixes(prefixes, len(lines), search.max_length)
+        numbers, sentences = [], []
+        for index, (source, prefix) in enumerate(zip(ids, forced_ids, strict=True)):
+            if len(source) == 1:  # no text
+                empty = [Hypothesis("", 0.0, 0.0)] * search.n_best
+                yield index, Translation(empty, truncated=False)
+                continue
+            cut = _cut(source, search.max_length)
+            limit, least = search.limit(len(cut)), search.least(len(cut))
+            if limits:
+                limit = max(min(limit, limits[index]), least)
+            limit = max(limit, len(prefix) + 1)
+            seed = zlib.crc32(np.array(source, np.int32).tobytes(), search.seed)
+            numbers.append(index)
+            sentences.append(Sentence(cut, limit, least, prefix, seed))
+        found = engine.translate(
+            self.models,
+            sentences,
+            search.strategy,
+            search.weights,
+            rows=search.rows,
+            longest=search.max_length,
+            limit_of=search.limit,
+        )
+        for number, hypotheses in found:
+            index = numbers[number]
+            truncated = len(ids[index]) > search.max_length
+            yield index, Translation(self._texts(hypotheses), truncated)
+
+    def options(self, **options: Any) -> SearchOptions:
+        """The options, with the run's config filled in; ValueError on what cannot be."""
+        return SearchOptions(**options).resolved(self.config.decoding)
+
+    def check(self, align: dict[str, int | None] | None = None, **options: Any) -> None:
+        """ValueError, in one sentence, on options (also those of `align`) that cannot be."""
+        self.options(**options)
+        if align is not None:
+            self._check_attention(**align)
+
+    def score(self, pairs: Sequence[tuple[str, str]], **options: Any) -> list[Score]:
+        """Log-probabilities of given translations: of each (source, target) pair.
+
+        Sides of more than `max_length` tokens are cut.
+        """
+        search = self.options(**options)
+        ids, truncated = self._encoded_pairs(pairs, search.max_length)
+        scores: list[Any] = [None] * len(pairs)
+        for index, result in forced(self.models, ids, rows=search.rows, longest=search.max_length):
+            scores[index] = Score(
+                self.vocabulary.pieces(ids[index][1]),
+                result.log_probs.tolist(),
+                float(result.log_probs.sum(dtype=np.float64)),
+                truncated[index],
+            )
+        return scores
+
+    def align(
+        self,
+        sources: Sequence[str],
+        targets: Sequence[str | Hypothesis],
+        *,
+        layer: int | None = None,
+        head: int | None = None,
+        **options: Any,
+    ) -> list[Alignment]:
+        """The word alignment of each source with its target, by cross attention.
+
+        Args:
+          sources: text.
+          targets: text, or hypotheses of the sources.
+          layer, head: of the cross attention, from 0; None = the mean of all.
+        """
+        search = self.options(**options)
+        self._check_attention(layer, head)
+        ids, _ = self._encoded_pairs(list(zip(sources, targets, strict=True)), search.max_length)
+        alignments: list[Any] = [None] * len(ids)
+        for index, result in forced(
+            self.models,
+            ids,
+            rows=search.rows,
+            longest=search.max_length,
+            mean_cross=(layer, head),
+        ):
+            cross_TS = result.attention["cross"][0, 0]
+            alignments[index] = alignment.align(self.vocabulary, *ids[index], cross_TS)
+        return alignments
+
+    def attention(self, source: str, target: str | None = None, **options: Any) -> Attention:
+        """All attention of one sentence with a target, or with its translation."""
+        search = self.options(**options)
+        if target is None:
+            target = self.translate([source], **options)[0].hypotheses[0]
+        ids, _ = self._encoded_pairs([(source, target)], search.max_length)
+        ((_, result),) = forced(
+            self.models, ids, rows=8, longest=search.max_length, all_attention=True
+        )
+        source_ids, target_ids = ids[0]
+        pieces = self.vocabulary.pieces
+        return Attention(
+            pieces(source_ids), pieces([BOS, *target_ids[:-1]]), pieces(target_ids),
+            **result.attention,
+        )  # fmt: skip
+
+    def _texts(self, hypotheses: Hypotheses) -> list[Hypothesis]:
+        return [
+            Hypothesis(self.vocabulary.decode(ids), float(score), float(log_prob), ids)
+            for tokens, score, log_prob in zip(*hypotheses)
+            for ids in [tuple(tokens[: int(np.argmax(tokens == EOS))].tolist())]
+        ]
+
+    def _prefixes(self, prefixes: Sequence[str], count: int, max_length: int) -> list[list[int]]:
+        if not prefixes:
+            return [[]] * count
+        if len(prefixes) != count:
+            raise ValueError(f"there are {len(prefixes)} prefixes for {count} lines")
+        encoded = [ids[:-1] for ids in self.vocabulary.encode(prefixes)]
+        for text, ids in zip(prefixes, encoded):
+            if UNK in ids:
+                raise ValueError(f"the vocabulary cannot spell the prefix {text!r}")
+            if len(ids) >= max_length:
+                raise ValueError(
+                    f"the prefix {text[:40]!r}... has {len(ids)} tokens, which leaves no room in "
+                    f"max_length={max_length}"
+                )
+        return encoded
+
+    def _encoded_pairs(self, pairs: Sequence[tuple[str, str | Hypothesis]], max_length: int):
+        """Ids of both sides, cut; and whether they were."""
+        sources = self.vocabulary.encode([source for source, _ in pairs])
+        targets = self.vocabulary.encode([t if isinstance(t, str) else "" for _, t in pairs])
+        for index, (_, target) in enumerate(pairs):
+            if isinstance(target, Hypothesis):
+                targets[index] = [*target.ids, EOS]
+        both = list(zip(sources, targets))
+        truncated = [max(map(len, sides)) > max_length for sides in both]
+        return [tuple(_cut(ids, max_length) for ids in sides) for sides in both], truncated
+
+    def _check_attention(self, layer: int | None, head: int | None) -> None:
+        model = self.config.model
+        counts = {"layer": model.num_layers, "head": model.num_heads}
+        if len(self.models.params) > 1:
+            counts = {"layer": len(self.models.params), "head": 1}
+        for name, number in (("layer", layer), ("head", head)):
+            if number is not None and not 0 <= number < counts[name]:
+                raise ValueError(
+                    f"there is no attention {name} {number}: they are 0 to {counts[name] - 1}"
+                )
 
 
 def _cut(sentence: list[int], max_length: int) -> list[int]:
     """A sentence of at most `max_length` tokens that still closes with the end symbol."""
     return sentence if len(sentence) <= max_length else [*sentence[: max_length - 1], EOS]
-
-
-def _words(tokens: np.ndarray) -> np.ndarray:
-    """The tokens before the end symbol."""
-    return tokens[: np.argmax(tokens == EOS)] if EOS in tokens else tokens[tokens != PAD]
-
-
-def _groups(lengths: Sequence[int], rows: int, max_length: int) -> Iterator[tuple[list[int], int]]:
-    """Lines as groups of at most `rows` of one bucket, with its length; empty lines left out.
-
-    Buckets double in length. Inside one, lines go shortest first, so that a group's
-    lines end at about the same time.
-    """
-    order = sorted((i for i, n in enumerate(lengths) if n > 1), key=lambda i: lengths[i])
-    buckets: dict[int, list[int]] = {}
-    for index in order:
-        bucket = _SHORTEST_BUCKET
-        while bucket < min(lengths[index], max_length):
-            bucket *= 2
-        buckets.setdefault(min(bucket, max(max_length, 2)), []).append(index)
-    for length, indices in buckets.items():
-        for start in range(0, len(indices), rows):
-            yield indices[start : start + rows], length

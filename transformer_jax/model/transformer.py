@@ -5,6 +5,7 @@ stands where section 5.4 puts it (embeddings and each sub-layer's output) and is
 only if a random key is passed.
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -12,7 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from transformer_jax.config import ModelConfig
-from transformer_jax.model.attention import KeyValue, MultiHeadAttention, dot_product_attention
+from transformer_jax.model.attention import KeyValue, MultiHeadAttention
 from transformer_jax.model.dropout import dropout, split_or_none
 from transformer_jax.model.embedding import TiedEmbedding
 from transformer_jax.model.masks import Tokens, causal_mask, segment_mask
@@ -28,12 +29,20 @@ class Memory(NamedTuple):
 
 
 class Context(NamedTuple):
-    """A sentence's share of decoding: keys and values of each layer, and which are real.
+    """A sentence's share of decoding. Search never copies or reorders it.
 
-    Search never copies or reorders it: the hypotheses of a sentence share one row.
+    The history holds what all hypotheses of a sentence have read, W entries a position, and
+    the cache says which of them are whose: to follow its parent, a hypothesis takes over M
+    numbers instead of M keys and values a layer and head.
+
+    Attributes:
+      cross: keys and values [B, H, S, K] of the source in each layer.
+      history: keys and values [B, H, M * W, K] of the positions decoded, in each layer.
+      segments: [B, S] of the source; 0 is padding.
     """
 
-    layers: tuple[KeyValue, ...]
+    cross: tuple[KeyValue, ...]
+    history: tuple[KeyValue, ...]
     segments: jax.Array
 
 
@@ -110,7 +119,7 @@ class EncoderBlock(nnx.Module):
         """Returns hidden states [B, S, D] and self-attention weights [B, H, S, S]."""
         keys = split_or_none(key, 2)
         hidden_BSD, weights_BHSS = self.residuals[0](
-            hidden_BSD, lambda x_BSD: self.self_attention(x_BSD, x_BSD, mask_BSS), keys[0]
+            hidden_BSD, lambda x_BSD: self.self_attention.self_attend(x_BSD, mask_BSS), keys[0]
         )
         hidden_BSD, _ = self.residuals[1](
             hidden_BSD, lambda x_BSD: (self.feed_forward(x_BSD), None), keys[1]
@@ -130,12 +139,13 @@ class DecoderBlock(nnx.Module):
     def __call__(self, hidden_BTD, mask_BTT, memory_BSD, cross_mask_BTS, key=None):
         """Returns hidden [B, T, D], self [B, H, T, T] and cross weights [B, H, T, S]."""
         keys = split_or_none(key, 3)
+        memory = self.cross_attention.project_memory(memory_BSD)
         hidden_BTD, weights_BHTT = self.residuals[0](
-            hidden_BTD, lambda x_BTD: self.self_attention(x_BTD, x_BTD, mask_BTT), keys[0]
+            hidden_BTD, lambda x_BTD: self.self_attention.self_attend(x_BTD, mask_BTT), keys[0]
         )
         hidden_BTD, weights_BHTS = self.residuals[1](
             hidden_BTD,
-            lambda x_BTD: self.cross_attention(x_BTD, memory_BSD, cross_mask_BTS),
+            lambda x_BTD: self.cross_attention.cross_attend(x_BTD, memory, cross_mask_BTS),
             keys[1],
         )
         hidden_BTD, _ = self.residuals[2](
@@ -143,45 +153,36 @@ class DecoderBlock(nnx.Module):
         )
         return hidden_BTD, weights_BHTT, weights_BHTS
 
-    def step(self, hidden_BWD, position_B, cache: KeyValue, cross: KeyValue, cross_mask_B1S):
+    def step(self, hidden_BWD, history, write, history_mask_BWN, cross, cross_mask_B1S):
         """One position of W hypotheses a sentence, over what was decoded before.
 
         Args:
           hidden_BWD: [B, W, D] states of the new position.
-          position_B: [B] its number, from 0.
-          cache: keys and values [R, M, H, K] of positions decoded before, R = B * W.
-          cross: keys and values [B, S, H, K] of the source, one row a sentence.
-          cross_mask_B1S: [B, 1, S] which source positions are real.
+          history: keys and values [B, H, N, K] of all that was decoded of each sentence.
+          write: puts those [B, H, W, K] of the new position into the history.
+          history_mask_BWN: which of it belongs to each hypothesis.
+          cross: keys and values [B, H, S, K] of the source.
+          cross_mask_B1S: which source positions are real.
 
         Returns:
-          New states [B, W, D] and the cache with this position written.
+          New states [B, W, D], the history with this position, cross weights [B, H, W, S].
         """
-        positions_R = jnp.repeat(position_B, hidden_BWD.shape[1])
 
         def attend_before(x_BWD):
-            rows_R = jnp.arange(positions_R.size)
-            x_R1D = x_BWD.reshape(-1, 1, x_BWD.shape[-1])
-            new = self.self_attention.project_memory(x_R1D)
-            updated = KeyValue(
-                *(old.at[rows_R, positions_R].set(x[:, 0]) for old, x in zip(cache, new))
-            )
-            mask_R1M = jnp.arange(updated.key.shape[1])[None, None] <= positions_R[:, None, None]
-            attended = dot_product_attention(
-                self.self_attention.project_query(x_R1D), *updated, mask_R1M
-            )
-            return self.self_attention.merge_heads(attended).reshape(x_BWD.shape), updated
+            query_BHWK, new = self.self_attention.project_self(x_BWD)
+            updated = KeyValue(*map(write, history, new))
+            attended_BWD, _ = self.self_attention.attend(query_BHWK, updated, history_mask_BWN)
+            return attended_BWD, updated
 
         def attend_source(x_BWD):
-            query_BWHK = self.cross_attention.project_query(x_BWD)
-            attended_BWHK = dot_product_attention(query_BWHK, *cross, cross_mask_B1S)
-            return self.cross_attention.merge_heads(attended_BWHK), None
+            return self.cross_attention.cross_attend(x_BWD, cross, cross_mask_B1S)
 
-        hidden_BWD, cache = self.residuals[0](hidden_BWD, attend_before)
-        hidden_BWD, _ = self.residuals[1](hidden_BWD, attend_source)
+        hidden_BWD, history = self.residuals[0](hidden_BWD, attend_before)
+        hidden_BWD, weights_BHWS = self.residuals[1](hidden_BWD, attend_source)
         hidden_BWD, _ = self.residuals[2](
             hidden_BWD, lambda x_BWD: (self.feed_forward(x_BWD), None)
         )
-        return hidden_BWD, cache
+        return hidden_BWD, history, weights_BHWS
 
 
 class Transformer(nnx.Module):
@@ -278,34 +279,70 @@ class Transformer(nnx.Module):
           max_length: most positions a hypothesis may have, M.
 
         Returns:
-          context (a row a sentence, never reordered) and cache, a pytree whose every leaf
-          leads with B * W, the hypotheses of a sentence side by side.
+          context, a row a sentence, and cache, a pytree whose every leaf leads with B * W, the
+          hypotheses of a sentence side by side, and may be reordered with them.
         """
         layers = tuple(
             block.cross_attention.project_memory(memory.hidden) for block in self.decoder
         )
-        rows = memory.hidden.shape[0] * beam_width
-        cache = tuple(
-            jax.tree.map(lambda x: jnp.zeros((rows, max_length, *x.shape[2:]), x.dtype), layer)
-            for layer in layers
-        )
-        return Context(layers, memory.segments), cache
 
-    def step(self, context: Context, cache, token_BW: jax.Array, position_B: jax.Array):
-        """Reads one token a hypothesis: logits [B, W, V] of the next one, and the new cache.
+        def empty(x_BHSK: jax.Array) -> jax.Array:
+            shape = (*x_BHSK.shape[:2], max_length * beam_width, x_BHSK.shape[3])
+            return jnp.zeros(shape, x_BHSK.dtype)
+
+        rows = memory.hidden.shape[0] * beam_width
+        context = Context(layers, jax.tree.map(empty, layers), memory.segments)
+        return context, jnp.zeros((rows, max_length), jnp.int32)
+
+    def step(
+        self, context: Context, cache, token_BW, position_B: jax.Array, return_attention=False
+    ):
+        """Reads one token a hypothesis: logits [B, W, V] of the next one, new context and cache.
 
         Args:
           context, cache: from `start` or an earlier step.
           token_BW: [B, W] the tokens at `position_B`; the start symbol at position 0.
           position_B: [B] position of these tokens.
+          return_attention: also return the cross weights [L, B, H, W, S].
         """
+        batch, width = token_BW.shape
+        slot_R = jnp.tile(jnp.arange(width), batch)
+        slots_RM = cache.at[jnp.arange(slot_R.size), jnp.repeat(position_B, width)].set(slot_R)
+        history_mask_BWN = _own_history(slots_RM, position_B, width)
+        write = functools.partial(_write, position_B=position_B)
         positions_BW = jnp.broadcast_to(position_B[:, None], token_BW.shape)
         hidden_BWD = self.embedding.embed(token_BW, positions_BW)
         cross_mask_B1S = (context.segments != 0)[:, None, :]
-        new_cache = []
-        for block, layer_cache, cross in zip(self.decoder, cache, context.layers):
-            hidden_BWD, layer_cache = block.step(
-                hidden_BWD, position_B, layer_cache, cross, cross_mask_B1S
+        histories, weights = [], []
+        for block, history, cross in zip(self.decoder, context.history, context.cross):
+            hidden_BWD, history, weights_BHWS = block.step(
+                hidden_BWD, history, write, history_mask_BWN, cross, cross_mask_B1S
             )
-            new_cache.append(layer_cache)
-        return self._logits(hidden_BWD), tuple(new_cache)
+            histories.append(history)
+            weights.append(weights_BHWS)
+        result = self._logits(hidden_BWD), context._replace(history=tuple(histories)), slots_RM
+        return (*result, jnp.stack(weights)) if return_attention else result
+
+
+def _own_history(slots_RM: jax.Array, position_B: jax.Array, width: int) -> jax.Array:
+    """[B, W, N] which entries of a sentence's history a hypothesis has read, N = M * W.
+
+    Args:
+      slots_RM: among the W of position m, the entry that belongs to hypothesis r.
+      position_B: the last position.
+      width: W.
+    """
+    slots_BWM1 = slots_RM.reshape(-1, width, slots_RM.shape[1], 1)
+    read_B1M1 = (jnp.arange(slots_RM.shape[1])[None] <= position_B[:, None])[:, None, :, None]
+    own_BWMW = (slots_BWM1 == jnp.arange(width).reshape(1, 1, 1, -1)) & read_B1M1
+    return own_BWMW.reshape(*slots_BWM1.shape[:2], -1)
+
+
+def _write(history_BHNK: jax.Array, new_BHWK: jax.Array, position_B: jax.Array) -> jax.Array:
+    """The history with the entries of each sentence's own position, which stand side by side."""
+
+    def write(history_HNK, new_HWK, position):
+        start = (0, position * new_HWK.shape[1], 0)
+        return jax.lax.dynamic_update_slice(history_HNK, new_HWK, start)
+
+    return jax.vmap(write)(history_BHNK, new_BHWK, position_B)

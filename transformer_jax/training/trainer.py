@@ -14,6 +14,7 @@ import numpy as np
 from flax import nnx
 
 from transformer_jax.config import Config
+from transformer_jax.decoding.engine import Models
 from transformer_jax.decoding.translator import Translator
 from transformer_jax.evaluation import score_translator
 from transformer_jax.model.transformer import Transformer
@@ -35,6 +36,10 @@ from transformer_jax.training.workdir import (
 )
 
 logger = logging.getLogger(__name__)
+
+_EXTRA_LENGTH = (
+    10  # tokens that a validation sentence's translation may have beyond twice its reference
+)
 
 
 class NotFiniteError(ValueError):
@@ -212,7 +217,8 @@ class Trainer:
 
     def translator(self) -> Translator:
         """Translates with the parameters of this moment; the next update ends its life."""
-        return Translator(self.graphdef, self.state.params, self.data.vocabulary, self.config)
+        models = Models((self.graphdef,), (self.state.params,))
+        return Translator(models, self.data.vocabulary, self.config)
 
     def evaluate(self, on_progress: Callable[[int], None] = lambda _: None) -> float | None:
         """Loss, BLEU and chrF on the validation corpus, logged; the score, or None without one.
@@ -228,7 +234,11 @@ class Trainer:
             if name != "fill"
         }
         pairs = self.data.valid_pairs[: training.eval_sentences or None]
-        scores, _ = score_translator(self.translator(), pairs, on_progress=on_progress)
+        translator = self.translator()
+        # A young model goes on to the limit; what is twice as long as it should be is wrong.
+        references = self.data.vocabulary.encode([pair.target for pair in pairs])
+        limits = [2 * len(reference) + _EXTRA_LENGTH for reference in references]
+        scores, _ = score_translator(translator, pairs, limits=limits, on_progress=on_progress)
         values |= {f"valid_{name}": value for name, value in scores.items()}
         self.log.write(self.step, values)
         logger.info(

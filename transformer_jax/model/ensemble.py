@@ -1,0 +1,67 @@
+"""Several models of one vocabulary that translate together, behind the protocol of one."""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+
+from transformer_jax.model.masks import Tokens
+
+
+class Ensemble:
+    """The mean of the models' probabilities at each position (Sutskever et al. 2014, section 3.6).
+
+    Its logits are logarithms of probabilities. Of its attention, each model is one layer of
+    one head, the mean of its own.
+    """
+
+    def __init__(self, models: Sequence):
+        self.models = list(models)
+
+    def encode(self, source: Tokens, key=None, return_attention=False):
+        """As of one model."""
+        memories = [model.encode(source, key, return_attention) for model in self.models]
+        if not return_attention:
+            return memories
+        return [memory for memory, _ in memories], _means([weights for _, weights in memories])
+
+    def decode(self, memory, target: Tokens, key=None, return_attention=False):
+        """As of one model."""
+        decoded = [
+            model.decode(its_memory, target, key, return_attention)
+            for model, its_memory in zip(self.models, memory, strict=True)
+        ]
+        if not return_attention:
+            return _mean_logits(decoded)
+        return _mean_logits([x for x, _ in decoded]), _means([weights for _, weights in decoded])
+
+    def start(self, memory, beam_width: int, max_length: int):
+        """As of one model."""
+        started = [
+            model.start(its_memory, beam_width, max_length)
+            for model, its_memory in zip(self.models, memory, strict=True)
+        ]
+        return [context for context, _ in started], [cache for _, cache in started]
+
+    def step(self, context, cache, token_BW, position_B, return_attention=False):
+        """As of one model."""
+        steps = [
+            model.step(its_context, its_cache, token_BW, position_B, return_attention)
+            for model, its_context, its_cache in zip(self.models, context, cache, strict=True)
+        ]
+        logits, contexts, caches, *weights = map(list, zip(*steps))
+        result = _mean_logits(logits), contexts, caches
+        return (*result, _means([{"cross": w} for w in weights[0]])["cross"]) if weights else result
+
+
+def _mean_logits(logits: Sequence[jax.Array]) -> jax.Array:
+    log_probs = jnp.stack([jax.nn.log_softmax(x) for x in logits])
+    return jax.nn.logsumexp(log_probs, axis=0) - jnp.log(len(logits))
+
+
+def _means(attention: Sequence[dict[str, jax.Array]]) -> dict[str, jax.Array]:
+    """[models, B, 1, T, M] each."""
+    return {
+        name: jnp.stack([weights[name].mean(axis=(0, 2))[:, None] for weights in attention])
+        for name in attention[0]
+    }
