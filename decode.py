@@ -65,7 +65,9 @@ _OPTIONS = [
     flags.DEFINE_integer("top_k", 0, "Sample among the k most probable tokens; 0 = all."),
     flags.DEFINE_float("top_p", 1.0, "Sample among the tokens that have this much probability."),
     flags.DEFINE_integer("seed", 0, "Of sampling."),
-    flags.DEFINE_integer("rows", 0, "Sentences translated at once on a device; 0 = the config's."),
+    flags.DEFINE_integer(
+        "rows", 0, "Sentences translated at once: 1, or eights; 0 = the config's."
+    ),
 ]
 flags.mark_flag_as_required("workdir")
 flags.register_validator("workdir", all, "the name of a folder was wanted")

@@ -29,7 +29,7 @@ from transformer_jax.model.transformer import Transformer
 from transformer_jax.training.parallel import replicate
 
 _PRESET = flags.DEFINE_enum("preset", "base", PRESETS, "Size of the model.")
-_ROWS = flags.DEFINE_integer("rows", 32, "Sentences; filled up to a multiple of 8.", lower_bound=1)
+_ROWS = flags.DEFINE_integer("rows", 32, "Sentences; above 1, filled up to eights.", lower_bound=1)
 _SOURCE = flags.DEFINE_integer("source_length", 30, "Tokens of each source.", lower_bound=2)
 _TARGET = flags.DEFINE_integer("target_length", 30, "Tokens of each translation.", lower_bound=2)
 _BEAM = flags.DEFINE_integer("beam", 4, "Hypotheses of the beam; 1 = greedy.", lower_bound=1)
@@ -58,7 +58,7 @@ def measure() -> dict:
         sentences,
         Strategy(_BEAM.value),
         Weights(),
-        rows=-(-_ROWS.value // (8 * devices)) * 8,
+        rows=1 if _ROWS.value == 1 else -(-_ROWS.value // (8 * devices)) * 8,
         longest=max(_SOURCE.value, _TARGET.value),
         limit_of=lambda length: _TARGET.value,
     )

@@ -6,6 +6,7 @@ import os
 import pathlib
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -125,6 +126,79 @@ def test_decoding_gives_a_line_for_each_line(trained, home):
     assert len(lines) == 4 and lines[1] == lines[3] == ""
 
 
+def decode(trained, home, *flags, text="seven\n\ntwo hundred one\n"):
+    process = run(home, "decode.py", f"--workdir={trained[0]}", *flags, text=text)
+    assert process.returncode == 0, process.stderr
+    return process.stdout.split("\n")[:-1]
+
+
+def test_json_lines_say_all_there_is(trained, home):
+    flags = ["--format=json", "--n_best=2", "--alignments", "--prefix=ein"]
+    first, empty, third = map(json.loads, decode(trained, home, *flags))
+    assert first["source"] == "seven" and len(first["hypotheses"]) == 2
+    best = third["hypotheses"][0]
+    assert best["text"].startswith("ein") and best["score"] < 0 and best["tokens"]
+    assert best["alignment"]["source_words"] == ["two", "hundred", "one"]
+    assert [hypothesis["text"] for hypothesis in empty["hypotheses"]] == ["", ""]
+
+
+def test_an_ensemble_of_a_model_with_itself_is_that_model(trained, home):
+    assert decode(trained, home, f"--workdir={trained[0]}") == decode(trained, home)
+
+
+def test_given_translations_are_scored_and_aligned(trained, home):
+    flags = ["--score_pairs", "--alignments", "--alignment_layer=0"]
+    lines = decode(trained, home, *flags, text="seven\tsieben\ntwo hundred\tzwei\n")
+    for line, words in zip(lines, ("0-0", "-0"), strict=True):
+        scores, _, alignment = line.partition(" ||| ")
+        total, tokens = scores.split("\t")
+        assert float(total) == pytest.approx(sum(map(float, tokens.split())), abs=1e-4)
+        assert alignment.endswith(words)
+
+
+def test_odd_lines_leave_the_others_as_they_were(trained, home):
+    """A million characters, a NUL, blanks, right-to-left and combining text, no last end."""
+    odd = ["x" * 1_000_000, "se\0ven", "   ", "שבע", "se\u0301ven", "\u202eneves"]
+    text = "\n".join(["seven", *odd, "two hundred one"])
+    process = run(home, "decode.py", f"--workdir={trained[0]}", text=text)
+    assert process.returncode == 0
+    assert process.stderr.splitlines() == [
+        "standard input, line 2: longer than max_length; its end was not read"
+    ]
+    lines = process.stdout.split("\n")
+    assert len(lines) == 9 and lines[3] == ""
+    plain = decode(trained, home)
+    assert [lines[0], lines[7]] == [plain[0], plain[2]]
+
+
+def test_each_line_is_answered_as_it_is_typed(trained, home):
+    command = ["decode.py", f"--workdir={trained[0]}", "--interactive"]
+    with start(home, *command) as process:
+        for text in ("seven", "", "two hundred one"):
+            process.stdin.write(text + "\n")
+            process.stdin.flush()
+            assert process.stdout.readline().endswith("\n")
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 130
+        assert process.stderr.read() == ""
+
+
+def test_a_reader_that_leaves_ends_it_quietly(trained, home):
+    command = ["decode.py", f"--workdir={trained[0]}", "--rows=8"]
+    with start(home, *command) as process:
+        process.stdin.write("seven\n")
+        process.stdin.flush()
+        assert process.stdout.readline()
+        process.stdout.close()
+        try:
+            process.stdin.write("two\n")
+            process.stdin.close()
+        except BrokenPipeError:
+            pass
+        assert process.wait(60) != 0
+        assert process.stderr.read() == ""
+
+
 def test_scores_are_one_json_line(trained, home):
     process = run(
         home, "decode.py", f"--workdir={trained[0]}", f"--corpus=text:{home / 'corpus'}",
@@ -194,6 +268,12 @@ MISTAKES = {
     ),
     "no corpus to score": (("decode.py", "--workdir={home}", "--score"), "--corpus"),
     "no such input": (("decode.py", "--workdir={home}", "--input={home}/no"), "{home}/no"),
+    "two kinds of input": (
+        ("decode.py", "--workdir={home}", "--interactive", "--input={home}/output"), "--interactive"
+    ),
+    "a head without alignments": (
+        ("decode.py", "--workdir={home}", "--alignment_head=0"), "--alignment_head needs"
+    ),
     "two lines": (
         ("-c", "from transformer_jax import command_line\n"
                "def main(_): raise ValueError('one\\ntwo')\n"
@@ -227,6 +307,36 @@ def test_a_mistake_is_told_in_one_line(mistakes, home, name):
     assert "Traceback" not in lines[0]
     assert MISTAKES[name][1].format(home=home) in lines[0]
     assert not (home / "new" / "config.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (["--sample", "--beam_size=4"], "sample and beam_size=4 are two kinds of search"),
+        (["--top_k=3"], "top_k=3 needs sample"),
+        (["--beam_size=-1"], "beam_size=-1 must be from 1"),
+        (["--alignments", "--alignment_head=2"], "no attention head 2: they are 0 to 1"),
+        (["--prefix=\u4e00"], "the vocabulary cannot spell the prefix"),
+        ([f"--prefix={'sieben ' * 40}"], "leaves no room in max_length=32"),
+    ],
+)
+def test_a_search_that_cannot_be_is_told_in_one_line(trained, home, flags, told):
+    output = home / "kept"
+    output.write_text("precious\n")
+    flags = flags if "--prefix" in flags[0] else [*flags, f"--output={output}"]
+    process = run(home, "decode.py", f"--workdir={trained[0]}", *flags, text="seven\n")
+    assert process.returncode == 1 and process.stdout == ""
+    lines = process.stderr.splitlines()
+    assert len(lines) == 1 and lines[0].startswith("error: ") and told in lines[0], lines
+    assert output.read_text() == "precious\n"
+
+
+def test_models_of_other_vocabularies_cannot_vote_together(trained, home, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(trained[0], other)
+    Vocabulary.train([[("a b c", "c b a")] * 3], 12).save(other / "vocabulary.model")
+    process = run(home, "decode.py", f"--workdir={trained[0]}", f"--workdir={other}")
+    assert process.returncode == 1 and "Traceback" not in process.stderr
 
 
 @pytest.mark.usefixtures("mistakes")

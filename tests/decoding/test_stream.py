@@ -1,30 +1,60 @@
 """Lines in, lines out, with a translator that turns text into capitals."""
 
 import io
+import json
 import logging
+import os
+import threading
+import time
 
+import numpy as np
 import pytest
 
 from transformer_jax.decoding import stream
-from transformer_jax.decoding.stream import tagged, text_lines, translate_lines
-from transformer_jax.decoding.translator import Hypothesis, Translation
+from transformer_jax.decoding.alignment import Alignment
+from transformer_jax.decoding.stream import (
+    Texts,
+    Writer,
+    arriving,
+    pairs_of,
+    score_pairs,
+    translate_lines,
+)
+from transformer_jax.decoding.translator import Hypothesis, Score, Translation
+
+
+class Tags:
+    """A vocabulary that knows two tags, and characters."""
+
+    def has_piece(self, text: str) -> bool:
+        return text in ("<2de>", "<2ko>")
+
+    def pieces(self, ids):
+        return [chr(i) for i in ids]
 
 
 class Capitals:
-    """Notes what it is asked; texts longer than `max_length` are called truncated."""
+    """Answers the last line of a group first; texts longer than `max_length` are truncated."""
 
     def __init__(self):
-        self.calls = []
+        self.asked = []
 
-    def translate(self, lines, *, on_progress, n_best=1, max_length=100):
-        self.calls.append(len(lines))
-        on_progress(len(lines))
+    def stream(self, lines, *, prefixes=(), n_best=1, max_length=100):
+        self.asked.append(list(lines))
+        for index, line in reversed(list(enumerate(lines))):
+            text = (prefixes[index] if prefixes else "") + line.upper()
+            hypotheses = [
+                Hypothesis(text, 0.0 - n, 0.0 - 2 * n, tuple(map(ord, text))) for n in range(n_best)
+            ]
+            yield index, Translation(hypotheses, len(line) > max_length)
+
+    def score(self, pairs, *, max_length=100):
+        return [Score(["a", "<eos>"], [-1.0, -0.5], -1.5, len(s) > max_length) for s, _ in pairs]
+
+    def align(self, sources, targets, *, layer=None, head=None, **_):
         return [
-            Translation(
-                [Hypothesis(line.upper(), 0.0 - n, 0.0 - 2 * n) for n in range(n_best)],
-                len(line) > max_length,
-            )
-            for line in lines
+            Alignment([s], [str(layer)], np.float32([[1.0]]), [(0, 0)])
+            for s, _ in zip(sources, targets, strict=True)
         ]
 
 
@@ -34,33 +64,100 @@ def warnings(caplog):
     return lambda: [record.getMessage() for record in caplog.records]
 
 
-def translated(lines, translator=None, **options) -> bytes:
+def translated(*groups, translator=None, as_json=False, scores=False, **options) -> bytes:
     output = io.BytesIO()
-    translate_lines(translator or Capitals(), lines, output, name="in.txt", **options)
+    writer = Writer(output, Tags(), as_json=as_json, scores=scores)
+    translate_lines(translator or Capitals(), groups, writer, name="in.txt", **options)
     return output.getvalue()
 
 
-def test_lines_lose_their_ends_and_nothing_else(warnings):
-    content = b"one\n two \t\r\n\n\xc3\xbc\nlast"
-    assert list(text_lines(io.BytesIO(content), "in")) == ["one", " two \t", "", "ü", "last"]
+def texts(*lines: bytes, **options) -> list[str]:
+    return [t for group in Texts("in.txt", Tags(), **options).groups([lines]) for t in group]
+
+
+@pytest.fixture
+def pipe():
+    """A pipe's end to read from, and one to write to."""
+    reading, writing = os.pipe()
+    with open(reading, "rb") as reader, open(writing, "wb", buffering=0) as writer:
+        yield reader, writer
+
+
+def test_lines_of_a_file_lose_their_ends_and_nothing_else(tmp_path, warnings):
+    (tmp_path / "in").write_bytes(b"one\n two \t\r\n\n\xc3\xbc\na\0b\nlast")
+    with open(tmp_path / "in", "rb") as file:
+        (group,) = arriving(file)
+    assert texts(*group) == ["one", " two \t", "", "ü", "a\0b", "last"]
     assert warnings() == []
 
 
+@pytest.mark.parametrize("content", [b"", b"\n", b"a", b"a\n", b"a\n\n"])
+def test_as_many_lines_as_there_are_ends_and_rests(tmp_path, content):
+    (tmp_path / "in").write_bytes(content)
+    with open(tmp_path / "in", "rb") as file:
+        lines = [line for group in arriving(file) for line in group]
+    assert lines == content.splitlines()
+
+
+def test_a_long_file_comes_in_groups(tmp_path):
+    lines = [b"%d" % number for number in range(100_000)]
+    (tmp_path / "in").write_bytes(b"\n".join(lines))
+    with open(tmp_path / "in", "rb") as file:
+        groups = list(arriving(file, most=1000))
+    assert [line for group in groups for line in group] == lines
+    # As many more as one read brings.
+    assert all(1000 <= len(group) < 1000 + 2**16 for group in groups[:-1])
+
+
+def test_a_line_of_a_million_characters_is_one_line(tmp_path):
+    (tmp_path / "in").write_bytes(b"a" * 1_000_000 + b"\nb\n")
+    with open(tmp_path / "in", "rb") as file:
+        assert [line for group in arriving(file) for line in group] == [b"a" * 1_000_000, b"b"]
+
+
+def test_a_pipe_is_not_waited_for_once_a_line_is_there(pipe):
+    reader, writer = pipe
+    groups = arriving(reader)
+    writer.write(b"one\ntwo\nhal")
+    assert next(groups) == [b"one", b"two"]
+    writer.write(b"f\n")
+    assert next(groups) == [b"half"]
+    writer.write(b"rest")
+    writer.close()
+    assert list(groups) == [[b"rest"]]
+
+
+def test_a_pipe_that_never_rests_is_answered_all_the_same(pipe):
+    reader, writer = pipe
+    stopping = threading.Event()
+
+    def write():
+        while not stopping.is_set():
+            writer.write(b"line\n")
+            time.sleep(0.01)
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    group = next(arriving(reader))
+    stopping.set()
+    thread.join()
+    assert 1 < len(group) < stream.MOST and set(group) == {b"line"}
+
+
 def test_invalid_utf8_is_replaced_and_told_with_its_line(warnings):
-    assert list(text_lines([b"a\n", b"b\xffc\n", b"d\n"], "in.txt")) == ["a", "b�c", "d"]
+    assert texts(b"a", b"b\xffc", b"d") == ["a", "b\ufffdc", "d"]
     assert warnings() == ["in.txt, line 2: not valid UTF-8 (invalid start byte); replaced"]
 
 
-def test_one_line_out_for_each_line_in_over_chunks(monkeypatch):
-    monkeypatch.setattr(stream, "_CHUNK", 3)
+def test_one_line_out_for_each_line_in_over_groups():
     translator = Capitals()
-    lines = ["a", "", "c", "d", " ", "f", "ü"]
-    assert translated(lines, translator) == "A\n\nC\nD\n \nF\nÜ\n".encode()
-    assert translator.calls == [3, 3, 1]
+    groups = ["a", "", "c"], ["d", " ", "f"], ["ü"]
+    assert translated(*groups, translator=translator) == "A\n\nC\nD\n \nF\nÜ\n".encode()
+    assert translator.asked == list(map(list, groups))
 
 
 def test_no_line_gives_nothing():
-    assert translated([]) == b""
+    assert translated() == b""
 
 
 def test_a_translation_is_one_line_whatever_it_holds():
@@ -74,45 +171,106 @@ def test_n_best_lists_follow_each_other_with_scores():
     assert len(scored) == 4
 
 
-def test_a_cut_line_is_warned_of_by_its_number(monkeypatch, warnings):
-    monkeypatch.setattr(stream, "_CHUNK", 2)
-    translated(["a", "bbbb", "c", "dddd"], max_length=3)
+def test_json_has_everything_of_a_line():
+    lines = translated(["a", "ü"], n_best=2, as_json=True, align={"layer": 3}).splitlines()
+    assert len(lines) == 2 and "Ü".encode() in lines[1]
+    assert json.loads(lines[0]) == {
+        "source": "a",
+        "truncated": False,
+        "hypotheses": [
+            {
+                "text": "A",
+                "score": 0.0 - n,
+                "log_prob": 0.0 - 2 * n,
+                "tokens": ["A"],
+                "alignment": {
+                    "source_words": ["a"],
+                    "target_words": ["3"],
+                    "weights": [[1.0]],
+                    "links": [[0, 0]],
+                },
+            }
+            for n in range(2)
+        ],
+    }
+    assert "alignment" not in json.loads(translated(["a"], as_json=True))["hypotheses"][0]
+
+
+def test_alignments_follow_each_translation():
+    lines = translated(["a", "b"], ["c"], n_best=2, align={}).decode().splitlines()
+    assert lines == [f"{letter} ||| 0-0" for letter in "AABBCC"]
+
+
+def test_prefixes_go_with_their_lines_over_groups():
+    assert translated(["a", "b"], ["c"], prefixes=iter("xyz9")) == b"xA\nyB\nzC\n"
+    with pytest.raises(ValueError, match="there is no prefix for line 3"):
+        translated(["a", "b"], ["c"], prefixes=iter("xy"))
+
+
+def test_a_cut_line_is_warned_of_by_its_number(warnings):
+    translated(["a", "bbbb"], ["c", "dddd"], max_length=3)
     assert [told.partition(":")[0] for told in warnings()] == ["in.txt, line 2", "in.txt, line 4"]
     assert "longer than max_length" in warnings()[0]
 
 
-def test_what_is_done_is_written_before_more_is_read(monkeypatch):
-    monkeypatch.setattr(stream, "_CHUNK", 2)
+def test_what_is_done_is_written_before_more_is_read():
     written = io.BytesIO()
 
-    def lines():
-        yield from ("a", "b")
+    def groups():
+        yield ["a", "b"]
         assert written.getvalue() == b"A\nB\n"
-        yield "c"
+        yield ["c"]
 
-    translate_lines(Capitals(), lines(), io.BufferedWriter(written), name="in.txt")
+    writer = Writer(io.BufferedWriter(written), Tags())
+    translate_lines(Capitals(), groups(), writer, name="in.txt")
 
 
-class Tags:
-    """A vocabulary that knows two tags."""
+def test_what_is_due_is_written_while_the_rest_is_translated():
+    written = io.BytesIO()
 
-    def has_piece(self, text: str) -> bool:
-        return text in ("<2de>", "<2ko>")
+    class InOrder(Capitals):
+        def stream(self, lines, **options):
+            found = dict(super().stream(lines, **options))
+            for index in (1, 0, 2):
+                yield index, found[index]
+                seen.append(written.getvalue())
+
+    seen: list[bytes] = []
+    writer = Writer(io.BufferedWriter(written), Tags())
+    translate_lines(InOrder(), [["a", "b", "c"]], writer, name="in.txt")
+    assert seen == [b"", b"A\nB\n", b"A\nB\nC\n"]
+
+
+def test_pairs_are_scored_in_order(warnings):
+    pairs = pairs_of([["a\tb", "aaaa\tb\tc"], ["d\t"]], "in.txt")
+    output = io.BytesIO()
+    score_pairs(Capitals(), pairs, Writer(output, Tags()), name="in.txt", max_length=3)
+    assert output.getvalue() == b"-1.500000\t-1.000000 -0.500000\n" * 3
+    assert [told.partition(":")[0] for told in warnings()] == ["in.txt, line 2"]
+    output = io.BytesIO()
+    score_pairs(
+        Capitals(), [[("a", "b")]], Writer(output, Tags(), as_json=True), name="in", align={}
+    )
+    scored = json.loads(output.getvalue())
+    assert scored["source"] == "a" and scored["target"] == "b" and scored["log_prob"] == -1.5
+    assert scored["log_probs"] == [-1.0, -0.5] and scored["alignment"]["links"] == [[0, 0]]
+
+
+def test_a_line_without_a_tab_is_told():
+    pairs = pairs_of([["a\tb"], ["c\td", "e"]], "in.txt")
+    assert next(pairs) == [("a", "b")]
+    with pytest.raises(ValueError, match="in.txt, line 3: no tab between source and target"):
+        next(pairs)
 
 
 def test_lines_with_text_get_the_tag_of_a_language(warnings):
-    assert list(tagged(["one", " ", "", "two"], Tags(), "de", "in")) == [
-        "<2de> one",
-        " ",
-        "",
-        "<2de> two",
-    ]
+    assert texts(b"one", b" ", b"", b"two", language="de") == ["<2de> one", " ", "", "<2de> two"]
     assert warnings() == []
 
 
 def test_lines_without_a_tag_are_warned_of_once(warnings):
     lines = ["<2ko> one", "", "two", "three"]
-    assert list(tagged(lines, Tags(), "", "in.txt")) == lines
+    assert texts(*(line.encode() for line in lines), tags=True) == lines
     assert warnings() == [
         "in.txt, line 3: no language tag, such as <2de>; --target_language adds it"
     ]
@@ -120,4 +278,4 @@ def test_lines_without_a_tag_are_warned_of_once(warnings):
 
 def test_a_language_that_was_not_trained_is_told():
     with pytest.raises(ValueError, match="not trained to translate into 'fr': no tag <2fr>"):
-        tagged(["one"], Tags(), "fr", "in")
+        texts(b"one", language="fr")

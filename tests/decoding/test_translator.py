@@ -1,6 +1,8 @@
 """Text in, text out, with a small model of random weights: its translations differ in all."""
 
+import dataclasses
 import itertools
+import re
 
 import jax
 import numpy as np
@@ -8,12 +10,15 @@ import pytest
 from flax import nnx
 
 from transformer_jax.config import Config
-from transformer_jax.data.batching import pad_rows
 from transformer_jax.data.corpus import read_corpus
 from transformer_jax.data.vocabulary import BOS, EOS, PAD, Vocabulary
-from transformer_jax.decoding.search import greedy_search
-from transformer_jax.decoding.translator import EXTRA_LENGTH, Translator
+from transformer_jax.decoding import engine
+from transformer_jax.decoding.engine import Models
+from transformer_jax.decoding.options import EXTRA_LENGTH, SearchOptions
+from transformer_jax.decoding.translator import Translator
+from transformer_jax.model.masks import sentence_tokens
 from transformer_jax.model.transformer import Transformer
+from transformer_jax.training.parallel import replicate
 
 PAIRS = list(itertools.islice(read_corpus("numbers:valid", "en", "de"), 300))
 # Of lengths in three buckets, in no order, with empty and blank ones between.
@@ -40,7 +45,7 @@ def translator():
     graphdef, params = nnx.split(Transformer(config.model, 100, rngs=nnx.Rngs(0)))
     # Sharper than a fresh model, or all sentences would be translated alike.
     params = jax.tree.map(lambda x: 1.5 * x, params)
-    return Translator(graphdef, params, vocabulary, config.validate())
+    return Translator(Models((graphdef,), (replicate(params),)), vocabulary, config.validate())
 
 
 @pytest.fixture(scope="module")
@@ -91,24 +96,17 @@ def test_n_best_lists_are_sorted_and_begin_with_the_best(translator, translation
             assert len({hypothesis.log_prob for hypothesis in each.hypotheses}) == 3
 
 
-def test_a_beam_of_one_is_greedy(translator, lengths):
-    lines = [line for line, length in zip(LINES, lengths) if 1 < length <= 16]
-    ids = translator.vocabulary.encode(lines)
-    model = nnx.merge(translator.graphdef, translator.params)
-    tokens, _, log_probs = greedy_search(
-        model,
-        model.encode(pad_rows(ids, len(ids), 20)),
-        np.array([min(len(sentence) + EXTRA_LENGTH, 64) for sentence in ids]),
-        max_length=64,
-        alpha=0.0,
-        bos=BOS,
-        eos=EOS,
-        pad=PAD,
-    )
-    for row, found in enumerate(translator.translate(lines, beam_size=1)):
-        words = [token for token in tokens[row, 0] if token not in (EOS, PAD)]
-        assert found.text == translator.vocabulary.decode(words)
-        assert found.hypotheses[0].log_prob == pytest.approx(float(log_probs[row, 0]), abs=1e-3)
+def test_a_beam_of_one_is_the_most_probable_word_each_time(translator):
+    model = nnx.merge(translator.models.graphdefs[0], translator.models.params[0])
+    found = translator.translate(["eleven twelve"], beam_size=1)[0].hypotheses[0]
+    source = np.array(translator.vocabulary.encode(["eleven twelve"]))
+    memory = model.encode(sentence_tokens(source, np.array([source.shape[1]])))
+    target = sentence_tokens(np.array([[BOS, *found.ids]]), np.array([len(found.ids) + 1]))
+    log_probs_TV = jax.nn.log_softmax(model.decode(memory, target)[0])
+    log_probs_TV = log_probs_TV.at[:, [PAD, BOS]].set(-np.inf)
+    np.testing.assert_array_equal(log_probs_TV.argmax(axis=-1)[:-1], found.ids)
+    chosen = log_probs_TV[np.arange(len(found.ids) + 1), [*found.ids, EOS]]
+    assert found.log_prob == pytest.approx(float(chosen.sum()), abs=1e-3)
 
 
 def test_the_score_is_the_log_probability_over_the_length_penalty(translator, translations):
@@ -120,28 +118,56 @@ def test_the_score_is_the_log_probability_over_the_length_penalty(translator, tr
         assert not each.text or each.hypotheses[0].log_prob < each.hypotheses[0].score < 0
 
 
-def test_long_lines_are_cut_and_say_so(translator, lengths, monkeypatch):
-    read, cut = [], sorted(lengths)[4]
+@pytest.fixture
+def asked(monkeypatch):
+    """The sentences that the engine is asked to translate."""
+    sentences = []
+    translate = engine.translate
 
-    def noted(sentences, rows, length):
-        read.extend(sentences)
-        return pad_rows(sentences, rows, length)
+    def noted(models, wanted, *args, **options):
+        sentences.extend(wanted)
+        return translate(models, wanted, *args, **options)
 
-    monkeypatch.setattr("transformer_jax.decoding.translator.pad_rows", noted)
+    monkeypatch.setattr(engine, "translate", noted)
+    return sentences
+
+
+def test_long_lines_are_cut_and_say_so(translator, lengths, asked):
+    cut = sorted(lengths)[4]
     found = translator.translate(LINES, max_length=cut)
     assert [each.truncated for each in found] == [length > cut for length in lengths]
-    assert sorted(map(len, read))[-2:] == [cut, cut]
-    assert all(sentence[-1] == EOS for sentence in read)
+    assert sorted(len(sentence.source) for sentence in asked)[-2:] == [cut, cut]
+    assert all(sentence.source[-1] == EOS for sentence in asked)
 
 
-def test_translations_are_no_longer_than_allowed(translator, lengths, monkeypatch):
-    decoded = []
-    monkeypatch.setattr(translator.vocabulary, "decode", lambda ids: decoded.append(len(ids)) or "")
-    translator.translate(LINES, max_length=20)
-    assert max(decoded) == 19  # and the end symbol
-    decoded.clear()
-    translator.translate(["seven"], beam_size=1)
-    assert decoded == [lengths[0] + EXTRA_LENGTH - 1]
+def test_translations_are_as_long_as_allowed(translator, lengths):
+    found = translator.translate(LINES, max_length=20)
+    assert max(len(each.hypotheses[0].ids) for each in found) == 19  # and the end symbol
+    (one,) = translator.translate(["seven"], beam_size=1)
+    assert len(one.hypotheses[0].ids) == lengths[0] + EXTRA_LENGTH - 1
+    long, short = (
+        translator.translate(["eleven twelve"], **options)[0].hypotheses[0].ids
+        for options in ({"min_length": 40}, {"max_length_ratio": 0.5})
+    )
+    assert len(long) >= 39 and len(short) < lengths[5] / 2
+
+
+@pytest.mark.parametrize(
+    ("options", "length", "least", "limit"),
+    [
+        ({}, 10, 1, 60),
+        ({}, 90, 1, 100),
+        ({"max_length_ratio": 1.5}, 10, 1, 15),
+        ({"max_length_ratio": 0.01}, 10, 1, 1),
+        ({"min_length_ratio": 0.55}, 10, 6, 60),
+        ({"min_length": 80}, 10, 80, 80),
+        ({"min_length": 80, "max_length_ratio": 1.0}, 10, 80, 80),
+        ({"min_length_ratio": 20.0}, 10, 100, 100),
+    ],
+)
+def test_lengths_may_be_absolute_or_ratios(translator, options, length, least, limit):
+    search = translator.options(max_length=100, **options)
+    assert search.least(length) == least and search.limit(length) == limit
 
 
 def test_what_was_cut_off_does_not_matter(translator):
@@ -161,10 +187,143 @@ def test_progress_counts_every_line_once(translator):
     [
         ({"n_best": 4}, "n_best=4 is more than the beam of 3"),
         ({"n_best": 2, "beam_size": 1}, "n_best=2 is more than the beam of 1"),
-        ({"rows": 12}, "rows=12 must be a multiple of 8"),
-        ({"max_length": 1}, "max_length=1 at least 2"),
+        ({"n_best": 0}, "n_best=0 must be from 1 to 256"),
+        ({"beam_size": -1}, "beam_size=-1 must be from 1 to 256"),
+        ({"rows": 12}, "rows=12 is neither 1 nor a multiple of 8"),
+        ({"max_length": 1}, "max_length=1 must be from 2"),
+        ({"length_penalty": float("nan")}, "length_penalty=nan must be 0.0 or more"),
+        ({"length_penalty": -1.0}, "length_penalty=-1.0 must be 0.0 or more"),
+        ({"min_length": 30, "max_length": 20}, "min_length=30 is more than max_length=20"),
+        (
+            {"min_length_ratio": 2.0, "max_length_ratio": 1.0},
+            "min_length_ratio=2.0 is more than max_length_ratio=1.0",
+        ),
+        ({"top_k": 5}, "top_k=5 needs sample"),
+        ({"top_p": 0.5, "beam_size": 3}, "top_p=0.5 needs sample"),
+        ({"seed": 1}, "seed=1 needs sample"),
+        ({"temperature": 0.5}, "temperature=0.5 needs sample"),
+        ({"sample": True, "beam_size": 4}, "sample and beam_size=4 are two kinds of search"),
+        ({"sample": True, "temperature": 0.0}, "temperature=0.0 must be 1e-06 or more"),
+        ({"sample": True, "top_p": 1.5}, "top_p=1.5 must be from 1e-06 to 1.0"),
+        ({"sample": True, "coverage_penalty": 1.0}, "coverage_penalty ranks the hypotheses"),
+        ({"prefixes": ["a", "b"]}, "there are 2 prefixes for 1 lines"),
+        ({"prefixes": ["\u4e00"]}, "the vocabulary cannot spell the prefix '\u4e00'"),
+        ({"prefixes": ["seven " * 99]}, "has .* tokens, which leaves no room in max_length=64"),
     ],
 )
 def test_options_that_cannot_be_are_told(translator, options, told):
     with pytest.raises(ValueError, match=told):
         translator.translate(["a"], **options)
+
+
+def test_every_option_is_described():
+    names = [field.name for field in dataclasses.fields(SearchOptions)]
+    described = SearchOptions.__doc__.partition("Attributes:")[2]
+    assert all(re.search(rf"\b{name}\b", described) for name in names)
+
+
+def test_prefixes_begin_the_translations(translator):
+    prefixes = ["eleven", "", "two hundred", "", "", "seven", "one", "x", ""]
+    found = translator.translate(LINES, prefixes=prefixes, n_best=3)
+    plain = translator.translate(LINES, n_best=3)
+    for line, prefix, each, without in zip(LINES, prefixes, found, plain):
+        if prefix and line.strip():
+            assert all(h.text.startswith(prefix) for h in each.hypotheses)
+        else:
+            assert each == without
+
+
+def test_samples_are_reproducible_and_differ_by_line_and_seed(translator):
+    options = {"sample": True, "n_best": 2, "top_k": 20}
+    found = translator.translate(LINES, **options, seed=3)
+    assert translator.translate(LINES[::-1], **options, seed=3) == found[::-1]
+    assert translator.translate(LINES[:1], **options, seed=3) == found[:1]
+    other = translator.translate(LINES, **options, seed=4)
+    assert sum(one != two for one, two in zip(found, other)) == 7  # all but the empty ones
+    assert len({h.text for each in found for h in each.hypotheses if h.text}) == 14
+
+
+def test_scores_are_those_of_the_translations(translator, translations):
+    pairs = [(line, each.text) for line, each in zip(LINES, translations)]
+    for score, each, (_, target) in zip(translator.score(pairs), translations, pairs):
+        ids = tuple(translator.vocabulary.encode([target])[0][:-1])
+        assert len(score.tokens) == len(score.log_probs) == len(ids) + 1
+        assert score.tokens[-1] == "<eos>" and not score.truncated
+        assert score.log_prob == pytest.approx(sum(score.log_probs), abs=1e-4)
+        # A text may be spelt in other pieces than those that were found.
+        if each.text and ids == each.hypotheses[0].ids:
+            assert score.log_prob == pytest.approx(each.hypotheses[0].log_prob, abs=1e-3)
+    assert translator.score([]) == []
+    alone = translator.score(pairs[3:4])
+    assert alone == translator.score(pairs)[3:4] == translator.score(pairs[::-1])[5:6]
+
+
+def test_scores_of_what_is_cut_say_so(translator):
+    long = "eleven twelve " * 30
+    scores = translator.score([("seven", long), (long, "seven"), ("seven", "two")])
+    assert [score.truncated for score in scores] == [True, True, False]
+    assert len(scores[0].log_probs) == 64
+
+
+def test_attention_is_that_of_the_model(translator):
+    found = translator.attention("eleven twelve", "seven")
+    vocabulary = translator.vocabulary
+    source, target = vocabulary.encode(["eleven twelve", "seven"])
+    assert found.source_tokens == vocabulary.pieces(source)
+    assert found.target_tokens == vocabulary.pieces(target)
+    assert found.input_tokens == ["<sos>", *found.target_tokens[:-1]]
+    model = nnx.merge(translator.models.graphdefs[0], translator.models.params[0])
+    memory, encoder = model.encode(
+        sentence_tokens(np.array([source]), np.array([len(source)])), return_attention=True
+    )
+    inputs = sentence_tokens(np.array([[BOS, *target[:-1]]]), np.array([len(target)]))
+    _, decoder = model.decode(memory, inputs, return_attention=True)
+    np.testing.assert_allclose(found.encoder, encoder["encoder"][:, 0], atol=1e-5)
+    np.testing.assert_allclose(found.decoder, decoder["decoder"][:, 0], atol=1e-5)
+    np.testing.assert_allclose(found.cross, decoder["cross"][:, 0], atol=1e-5)
+    translated = translator.attention("eleven twelve")
+    best = translator.translate(["eleven twelve"])[0].hypotheses[0]
+    assert translated.target_tokens == [*vocabulary.pieces(best.ids), "<eos>"]
+
+
+def test_alignments_are_of_words_by_the_heads_chosen(translator, translations):
+    sources, targets = ["two hundred seven", "one"], ["seven one", "two"]
+    found = translator.align(sources, targets)
+    attention = translator.attention(sources[0], targets[0])
+    words = ["two", "hundred", "seven"]
+    assert found[0].source_words == words and found[0].target_words == ["seven", "one"]
+    assert found[1].pharaoh == "0-0"
+
+    def by_words(pieces):
+        """[tokens, words] which word each token is of; the end symbol is of none."""
+        number = np.cumsum([piece.startswith("\u2581") for piece in pieces[:-1]]) - 1
+        return (
+            np.eye(number[-1] + 1)[[*number, -1]]
+            * (np.arange(len(pieces)) < len(pieces) - 1)[:, None]
+        )
+
+    source, target = by_words(attention.source_tokens), by_words(attention.target_tokens)
+    for layer, head, weights_TS in (
+        (None, None, attention.cross.mean(axis=(0, 1))),
+        (0, 1, attention.cross[0, 1]),
+        (0, None, attention.cross[0].mean(axis=0)),
+    ):
+        (aligned,) = translator.align(sources[:1], targets[:1], layer=layer, head=head)
+        wanted = (target / target.sum(axis=0)).T @ weights_TS @ source
+        np.testing.assert_allclose(aligned.weights, wanted, atol=1e-5)
+        links = sorted((int(s), t) for t, s in enumerate(wanted.argmax(axis=1)))
+        assert aligned.links == links
+        assert aligned.pharaoh == " ".join(f"{s}-{t}" for s, t in links)
+    for bad, told in (({"layer": 1}, "layer 1: they are 0 to 0"), ({"head": -1}, "0 to 1")):
+        with pytest.raises(ValueError, match=told):
+            translator.align(sources, targets, **bad)
+
+
+def test_hypotheses_are_aligned_by_their_own_tokens(translator, translations):
+    best = [each.hypotheses[0] for each in translations]
+    for line, hypothesis, found in zip(LINES, best, translator.align(LINES, best)):
+        assert found.source_words == line.split() or "ü" in line
+        assert len(found.target_words) == found.weights.shape[0]
+        assert "".join(found.target_words) == "".join(hypothesis.text.split())
+        assert len(found.links) == (len(found.target_words) if found.source_words else 0)
+    assert translator.align([], []) == []

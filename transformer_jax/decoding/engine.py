@@ -103,7 +103,7 @@ class _Bucket:
         self.models, self.strategy, self.weights = models, strategy, weights
         self.rows, self.shape, self.waiting = rows, shape, waiting
         # So many rows free are enough to go and fetch new sentences for them.
-        self.quantum = rows // 4
+        self.quantum = max(rows // 4, 1)
         devices = jax.local_device_count()
         self.state: State | None = None
         self.holds: list[int | None] = [None] * (rows * devices)  # sentences, by row

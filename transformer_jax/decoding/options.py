@@ -32,7 +32,8 @@ class SearchOptions:
       top_k: draw among the k most probable tokens; 0 = all.
       top_p: draw among the most probable tokens that have this share of the probability.
       seed: of the drawing. A line's translation depends on the seed and the line alone.
-      rows: sentences that each device translates at a time, a multiple of 8.
+      rows: sentences that each device translates at a time, a multiple of 8; or 1, which answers
+        a single line soonest.
     """
 
     beam_size: int = 0
@@ -69,8 +70,11 @@ class SearchOptions:
         return options
 
     def _check_together(self, given: "SearchOptions") -> None:
-        if self.rows % 8:
-            raise ValueError(f"rows={self.rows} is not a multiple of 8, which exact decoding needs")
+        # Where there is one row, none can depend on its place.
+        if self.rows % 8 and self.rows != 1:
+            raise ValueError(
+                f"rows={self.rows} is neither 1 nor a multiple of 8, which exact decoding needs"
+            )
         if self.sample and given.beam_size > 1:
             raise ValueError(
                 f"sample and beam_size={self.beam_size} are two kinds of search; n_best says how "
@@ -146,5 +150,5 @@ _RANGES = (
     ("top_k", 0, 2**31 - 1),
     ("top_p", 1e-6, 1.0),
     ("seed", 0, 2**32 - 1),
-    ("rows", 8, 2**20),
+    ("rows", 1, 2**20),
 )

@@ -6,6 +6,7 @@ import logging
 import math
 import os
 import pathlib
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -227,7 +228,7 @@ class Trainer:
         """
         if self.valid_loss is None:
             return None
-        training = self.config.training
+        start, training = time.monotonic(), self.config.training
         values = {
             f"valid_{name}": value
             for name, value in self.valid_loss(self.state.params, on_progress).items()
@@ -240,6 +241,7 @@ class Trainer:
         limits = [2 * len(reference) + _EXTRA_LENGTH for reference in references]
         scores, _ = score_translator(translator, pairs, limits=limits, on_progress=on_progress)
         values |= {f"valid_{name}": value for name, value in scores.items()}
+        values["valid_seconds"] = time.monotonic() - start
         self.log.write(self.step, values)
         logger.info(
             "step %d: validation loss %.4f, perplexity %.2f, BLEU %.2f, chrF %.2f "
