@@ -24,10 +24,10 @@ VOCAB, LONGEST, ROWS, ALPHA = 40, 32, 8, 0.6
 
 @pytest.fixture(scope="module")
 def models() -> Models:
-    config = ModelConfig(num_layers=2, model_dim=16, num_heads=2, feed_forward_dim=32, norm="pre")
+    config = ModelConfig(num_layers=2, model_dim=16, num_heads=2, feed_forward_dim=32)
     graphdef, params = nnx.split(Transformer(config, VOCAB, rngs=nnx.Rngs(0)))
     # Sharper than a fresh model, so that sentences are translated differently and end.
-    return Models((graphdef,), (replicate(jax.tree.map(lambda x: 1.6 * x, params)),))
+    return Models((graphdef,), (replicate(jax.tree.map(lambda x: 1.3 * x, params)),))
 
 
 def sentences(count: int, seed: int = 0, **fields) -> list[Sentence]:
@@ -58,7 +58,7 @@ def translate(models, wanted, strategy=BEAM, rows=ROWS):
     return [by_number[number] for number in range(len(wanted))]
 
 
-SENTENCES = sentences(45)
+SENTENCES = sentences(110)
 
 
 @pytest.fixture(scope="module")
@@ -127,44 +127,44 @@ def reference_search(next_log_probs, source, limit, width=3):
 
 def test_the_engine_finds_what_plain_steps_over_whole_passes_find(together, next_log_probs):
     compared = 0
-    for sentence, (tokens, scores, _) in list(zip(SENTENCES, together))[:12]:
+    for sentence, (tokens, scores, _) in list(zip(SENTENCES, together))[:15]:
         wanted, gap = reference_search(next_log_probs, sentence.source, sentence.limit)
         if gap < 1e-5:
             continue
         compared += 1
         assert [words(row) for row in tokens] == [words for _, words in wanted]
         np.testing.assert_allclose(scores, [score for score, _ in wanted], atol=1e-4)
-    assert compared >= 8
+    assert compared >= 10
 
 
 def test_the_sentences_are_of_several_shapes_and_end_by_themselves(together):
     lengths = [len(s.source) for s in SENTENCES]
     assert min(lengths) <= 16 < max(lengths)
     bests = [words(tokens[0]) for tokens, _, _ in together]
-    assert len(set(bests)) > 30
+    assert len(set(bests)) > 60
     early = [len(best) < s.limit for best, s in zip(bests, SENTENCES)]
     assert any(early) and len({len(best) for best in bests}) > 5
 
 
-@settings(max_examples=15)
+@settings(max_examples=12)
 @given(st.data())
 def test_companions_order_row_and_refill_change_not_a_bit(models, together, data):
     order = data.draw(st.permutations(range(len(SENTENCES))))
-    piece = data.draw(st.sampled_from([1, 7, 20, 45]))
-    pieces = [order[i : i + piece] for i in range(0, len(order), piece)][:4]
+    piece = data.draw(st.sampled_from([1, 7, 50, 110]))
+    pieces = [order[i : i + piece] for i in range(0, len(order), piece)][:3]
     for numbers in pieces:
         found = translate(models, [SENTENCES[n] for n in numbers])
         assert found == [together[n] for n in numbers]
 
 
 def test_refill_is_as_no_refill(models, together, monkeypatch):
-    runs = []
-    run = engine._run
-    monkeypatch.setattr(engine, "_run", lambda *args, **kw: runs.append(1) or run(*args, **kw))
+    refills, refill = [], engine._refill
+    monkeypatch.setattr(engine, "_refill", lambda *args: refills.append(1) or refill(*args))
+    assert translate(models, SENTENCES) == together
+    assert refills
     monkeypatch.setattr(engine, "_refill", None)
     monkeypatch.setattr(engine._Bucket, "_fill", _fill_when_empty)
     assert translate(models, SENTENCES) == together
-    assert len(runs) == 4  # of 45 sentences in two buckets, on four devices with 8 rows each
 
 
 def _fill_when_empty(bucket):
@@ -209,14 +209,6 @@ def test_all_devices_have_rows_and_few_shapes_are_compiled(models, monkeypatch):
     assert {shape for shape, _ in states} == {(devices * ROWS, 3, n) for n in (24, 32)}
 
 
-def test_a_wider_beam_finds_more_probable_translations(models, together):
-    """By the model's own score; a beam may lose the greedy path, but seldom."""
-    greedy = translate(models, SENTENCES, Strategy(1))
-    better = [wide[1][0] >= narrow[1][0] - 1e-6 for wide, narrow in zip(together, greedy)]
-    assert np.mean(better) >= 0.95
-    assert any(wide[1][0] > narrow[1][0] + 1e-3 for wide, narrow in zip(together, greedy))
-
-
 def test_n_best_are_distinct_and_sorted(together):
     for tokens, scores, _ in together:
         assert len({words(row) for row in tokens}) == 3
@@ -243,7 +235,7 @@ def test_prefixes_of_any_length_are_kept(models):
 def test_samples_are_the_same_whatever_the_batch(models):
     strategy = Strategy(2, 2, sample=True, top_k=10)
     found = translate(models, SENTENCES, strategy)
-    some = [4, 40, 13]
+    some = [4, 90, 13]
     assert translate(models, [SENTENCES[n] for n in some], strategy) == [found[n] for n in some]
     assert all(len({words(row) for row in tokens}) == 2 for tokens, _, _ in found if tokens[0][1])
     reseeded = [sentence._replace(seed=sentence.seed + 1000) for sentence in SENTENCES]

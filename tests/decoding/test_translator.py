@@ -243,12 +243,14 @@ def test_samples_are_reproducible_and_differ_by_line_and_seed(translator):
     assert len({h.text for each in found for h in each.hypotheses if h.text}) == 14
 
 
-def test_scores_are_those_of_the_translations(translator, translations):
+def test_scores_are_those_of_the_translations(translator, translations, lengths):
     pairs = [(line, each.text) for line, each in zip(LINES, translations)]
-    for score, each, (_, target) in zip(translator.score(pairs), translations, pairs):
+    for score, each, (_, target), length in zip(
+        translator.score(pairs), translations, pairs, lengths
+    ):
         ids = tuple(translator.vocabulary.encode([target])[0][:-1])
-        assert len(score.tokens) == len(score.log_probs) == len(ids) + 1
-        assert score.tokens[-1] == "<eos>" and not score.truncated
+        assert len(score.tokens) == len(score.log_probs) == min(len(ids) + 1, 64)
+        assert score.tokens[-1] == "<eos>" and score.truncated == (max(length, len(ids) + 1) > 64)
         assert score.log_prob == pytest.approx(sum(score.log_probs), abs=1e-4)
         # A text may be spelt in other pieces than those that were found.
         if each.text and ids == each.hypotheses[0].ids:
@@ -322,7 +324,8 @@ def test_alignments_are_of_words_by_the_heads_chosen(translator, translations):
 def test_hypotheses_are_aligned_by_their_own_tokens(translator, translations):
     best = [each.hypotheses[0] for each in translations]
     for line, hypothesis, found in zip(LINES, best, translator.align(LINES, best)):
-        assert found.source_words == line.split() or "ü" in line
+        # Of a line whose end was cut off, the last word may be half read.
+        assert "ü" in line or line.split()[: len(found.source_words) - 1] == found.source_words[:-1]
         assert len(found.target_words) == found.weights.shape[0]
         assert "".join(found.target_words) == "".join(hypothesis.text.split())
         assert len(found.links) == (len(found.target_words) if found.source_words else 0)
