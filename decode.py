@@ -1,16 +1,20 @@
 """Translates, a sentence a line: python decode.py --workdir=runs/quickstart < source > target.
 
-Each line is answered in order as soon as it is done, also on a pipe that never ends. With
---score_pairs the lines are source, tab and target, and come out with their log-probability.
-With --corpus a corpus' source side is translated, and with --score too the translations are
-scored against the target side and one JSON line is printed.
+Each line is answered in order as soon as it is done (with --alignments, as soon as those are
+that came with it), also on a pipe that never ends. With --score_pairs the lines are source,
+tab and target, and come out with their log-probability. With --corpus a corpus' source side
+is translated, and with --score too the translations are scored against the target side and
+one JSON line is printed.
 """
 
 import contextlib
 import itertools
 import json
 import os
+import signal
 import sys
+from collections.abc import Iterable, Iterator
+from typing import BinaryIO
 
 from absl import flags
 
@@ -32,7 +36,7 @@ _INTERACTIVE = flags.DEFINE_bool(
     "interactive", False, "Answer each line by itself, as it is typed."
 )
 _FORMAT = flags.DEFINE_enum("format", "text", ["text", "json"], "A text or a JSON object a line.")
-_TARGET_LANGUAGE = flags.DEFINE_string(
+_LANGUAGE = flags.DEFINE_string(
     "target_language", "", "Language to translate into, of a model that was trained on several."
 )
 _PREFIX = flags.DEFINE_string("prefix", "", "Text that every translation begins with.")
@@ -45,15 +49,24 @@ _LAYER = flags.DEFINE_integer(
 )
 _HEAD = flags.DEFINE_integer("alignment_head", None, "Head, from 0; default: the mean of all.")
 _SCORES = flags.DEFINE_bool("scores", False, "Put score and log-probability before each text.")
-# Those of SearchOptions, which says what they mean and what goes together.
-_OPTIONS = [
-    flags.DEFINE_integer("beam_size", 0, "Hypotheses of the beam; 1 = greedy; 0 = the config's."),
+_READING = [
+    flags.DEFINE_integer(
+        "max_length",
+        None,
+        "Tokens read of a line and of its translation; default: the config's.",
+        2,
+    ),
+    flags.DEFINE_integer(
+        "rows", None, "Sentences translated at once: 1, or eights; default: the config's.", 1
+    ),
+]
+_SEARCH = [
+    flags.DEFINE_integer(
+        "beam_size", None, "Hypotheses of the beam; 1 = greedy; default: the config's.", 1
+    ),
     flags.DEFINE_integer("n_best", 1, "Translations a line, best first."),
     flags.DEFINE_float("length_penalty", None, "GNMT's alpha; default: the config's."),
     flags.DEFINE_float("coverage_penalty", 0.0, "GNMT's beta."),
-    flags.DEFINE_integer(
-        "max_length", 0, "Tokens read of a line, and of its translation; 0 = the config's."
-    ),
     flags.DEFINE_integer("min_length", 0, "Fewest tokens of a translation."),
     flags.DEFINE_float("max_length_ratio", 0.0, "Most tokens, times those of the source; 0 = any."),
     flags.DEFINE_float("min_length_ratio", 0.0, "Fewest tokens, times those of the source."),
@@ -65,9 +78,6 @@ _OPTIONS = [
     flags.DEFINE_integer("top_k", 0, "Sample among the k most probable tokens; 0 = all."),
     flags.DEFINE_float("top_p", 1.0, "Sample among the tokens that have this much probability."),
     flags.DEFINE_integer("seed", 0, "Of sampling."),
-    flags.DEFINE_integer(
-        "rows", 0, "Sentences translated at once: 1, or eights; 0 = the config's."
-    ),
 ]
 flags.mark_flag_as_required("workdir")
 flags.register_validator("workdir", all, "the name of a folder was wanted")
@@ -80,6 +90,7 @@ def main(_) -> None:
         Texts,
         Writer,
         arriving,
+        decoded,
         pairs_of,
         score_pairs,
         translate_lines,
@@ -88,41 +99,37 @@ def main(_) -> None:
     from transformer_jax.evaluation import score_translator
 
     _check_flags()
-    options = {flag.name: flag.value for flag in _OPTIONS}
+    # Those of SearchOptions, which says what they mean and what goes together.
+    options = {flag.name: flag.value for flag in _READING + _SEARCH if flag.value is not None}
     with contextlib.ExitStack() as files:
-        lines, output = sys.stdin.buffer, sys.stdout.buffer
-        if _INPUT.value:
-            lines = files.enter_context(open(_INPUT.value, "rb"))
+        lines = None if _CORPUS.value else files.enter_context(_opened_input())
         prefixes = itertools.repeat(_PREFIX.value) if _PREFIX.value else None
-        if _PREFIX_FILE.value:
-            prefix_lines = files.enter_context(open(_PREFIX_FILE.value, encoding="utf-8"))
-            prefixes = (line.rstrip("\r\n") for line in prefix_lines)
+        if name := _PREFIX_FILE.value:
+            prefix_lines = files.enter_context(open(name, "rb"))
+            prefixes = (decoded(line, name, n) for n, line in enumerate(prefix_lines, 1))
         translator = Translator.from_workdir(
             *_WORKDIR.value, checkpoint=_CHECKPOINT.value, average=_AVERAGE.value
         )
-        align = {"layer": _LAYER.value, "head": _HEAD.value} if _ALIGNMENTS.value else None
+        align = None
+        if _ALIGNMENTS.value:
+            # The tag that is put before each line is not one of its words.
+            align = {"layer": _LAYER.value, "head": _HEAD.value, "skip": int(bool(_LANGUAGE.value))}
         # Mistakes are told before the output is opened, and so emptied.
-        translator.check(align, **options)
+        translator.check(prefix=_PREFIX.value, align=align, **options)
         data, name = translator.config.data, _INPUT.value or "standard input"
         if _CORPUS.value:
             name, languages = _CORPUS.value, (data.source_language, data.target_language)
             corpus = list(read_corpus(name, *languages, language_tags=data.language_tags))
-            pairs = (corpus[i : i + MOST] for i in range(0, len(corpus), MOST))
-            texts = ([source for source, _ in group] for group in pairs)
+            pairs = [corpus[i : i + MOST] for i in range(0, len(corpus), MOST)]
+            texts = ([pair.source for pair in group] for group in pairs)
         else:
             to_texts = Texts(
-                name,
-                translator.vocabulary,
-                tags=data.language_tags,
-                language=_TARGET_LANGUAGE.value,
+                name, translator.vocabulary, tags=data.language_tags, language=_LANGUAGE.value
             )
             groups = arriving(lines)
-            if _INTERACTIVE.value:
-                groups = _one_by_one(groups)
-            texts = to_texts.groups(groups)
-            pairs = pairs_of(texts, name) if _SCORE_PAIRS.value else None
-        if _OUTPUT.value:
-            output = files.enter_context(open(_OUTPUT.value, "wb"))
+            texts = to_texts.groups(_one_by_one(groups) if _INTERACTIVE.value else groups)
+            pairs = pairs_of(texts)
+        output = files.enter_context(_opened_output())
         writer = Writer(
             output, translator.vocabulary, as_json=_FORMAT.value == "json", scores=_SCORES.value
         )
@@ -133,41 +140,56 @@ def main(_) -> None:
         elif _SCORE_PAIRS.value:
             score_pairs(translator, pairs, writer, **settings)
         else:
-            translate_lines(translator, texts, writer, prefixes=prefixes, **settings)
+            # Neither among the answers nor among the lines of a log.
+            progress = not _INTERACTIVE.value and sys.stderr.isatty() and not output.isatty()
+            translate_lines(
+                translator, texts, writer, prefixes=prefixes, progress=progress, **settings
+            )
 
 
 def _check_flags() -> None:
     """ValueError on flags that do not go together."""
     if _SCORE.value and not _CORPUS.value:
         raise ValueError("--score needs a corpus to score: --corpus=text:PREFIX, say")
-    if _TARGET_LANGUAGE.value and _CORPUS.value:
+    if _LANGUAGE.value and _CORPUS.value:
         raise ValueError("--target_language is for lines; a corpus says its own, as in @en-de")
-    for one, other in (
-        (_SCORE, _SCORE_PAIRS),
-        (_SCORE, _ALIGNMENTS),
-        (_CORPUS, _INPUT),
-        (_CORPUS, _INTERACTIVE),
-        (_INPUT, _INTERACTIVE),
-        (_PREFIX, _PREFIX_FILE),
-        (_SCORE, _PREFIX),
-        (_SCORE, _PREFIX_FILE),
-        (_SCORE_PAIRS, _PREFIX),
-        (_SCORE_PAIRS, _PREFIX_FILE),
+    prefixes = (_PREFIX, _PREFIX_FILE)
+    for one, others in (
+        (_SCORE, (_SCORE_PAIRS, _ALIGNMENTS, _SCORES, _FORMAT, *prefixes)),
+        (_SCORE_PAIRS, (_SCORES, *prefixes, *_SEARCH)),
+        (_CORPUS, (_INPUT, _INTERACTIVE)),
+        (_INPUT, (_INTERACTIVE,)),
+        (_PREFIX, (_PREFIX_FILE,)),
     ):
-        if one.value and other.value:
-            raise ValueError(f"--{one.name} and --{other.name} do not go together")
+        for other in others:
+            if one.value and other.value != other.default:
+                raise ValueError(f"--{one.name} and --{other.name} do not go together")
     for flag in (_LAYER, _HEAD):
         if flag.value is not None and not _ALIGNMENTS.value:
             raise ValueError(f"--{flag.name} needs --alignments")
+
+
+def _opened_input() -> contextlib.AbstractContextManager[BinaryIO]:
+    """Where lines come from; ValueError if the output would overwrite it."""
+    if not _INPUT.value and sys.stdin is None:
+        raise ValueError("standard input is closed; --input names a file")
+    if os.path.isfile(_OUTPUT.value):
+        source = _INPUT.value or sys.stdin.fileno()
+        for name, file in (("input", source), ("prefix file", _PREFIX_FILE.value)):
+            if file != "" and os.path.samestat(os.stat(file), os.stat(_OUTPUT.value)):
+                raise ValueError(f"--output={_OUTPUT.value} is the {name}, and would be lost")
+    return open(_INPUT.value, "rb") if _INPUT.value else contextlib.nullcontext(sys.stdin.buffer)
+
+
+def _opened_output() -> contextlib.AbstractContextManager[BinaryIO]:
     if _OUTPUT.value:
-        for flag in (_INPUT, _PREFIX_FILE):
-            if flag.value and os.path.realpath(_OUTPUT.value) == os.path.realpath(flag.value):
-                raise ValueError(
-                    f"--output={_OUTPUT.value} is the --{flag.name}, and would be lost"
-                )
+        return open(_OUTPUT.value, "wb")
+    if sys.stdout is None:
+        raise ValueError("standard output is closed; --output names a file")
+    return contextlib.nullcontext(sys.stdout.buffer)
 
 
-def _one_by_one(groups):
+def _one_by_one(groups: Iterable[list[bytes]]) -> Iterator[list[bytes]]:
     """Each line by itself, with a prompt where somebody types."""
     prompt = "> " if sys.stdin.isatty() else ""
     print(prompt, end="", file=sys.stderr, flush=True)
@@ -178,4 +200,6 @@ def _one_by_one(groups):
 
 
 if __name__ == "__main__":
+    # Ends at once and without a word, also while libraries start: what is done is written.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     command_line.run(main)

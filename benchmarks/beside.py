@@ -43,5 +43,7 @@ def beside_peer(measure: Callable[[], dict], command: str) -> dict:
 
 
 def _peer_speed(command: str) -> float:
-    done = subprocess.run(shlex.split(command), check=True, capture_output=True, text=True)
+    done = subprocess.run(shlex.split(command), stdout=subprocess.PIPE, text=True)
+    if done.returncode:
+        raise SystemExit(f"the peer's benchmark ended with status {done.returncode}: {command}")
     return json.loads(done.stdout.strip().splitlines()[-1])["target_tokens_per_s"]

@@ -180,7 +180,7 @@ def test_each_line_is_answered_as_it_is_typed(trained, home):
             process.stdin.flush()
             assert process.stdout.readline().endswith("\n")
         process.send_signal(signal.SIGINT)
-        assert process.wait(60) == 130
+        assert process.wait(60) == -signal.SIGINT
         assert process.stderr.read() == ""
 
 
@@ -272,6 +272,7 @@ MISTAKES = {
     "two kinds of input": (
         ("decode.py", "--workdir={home}", "--interactive", "--input={home}/output"), "--interactive"
     ),
+    "a beam of nothing": (("decode.py", "--workdir={home}", "--beam_size=0"), "beam_size"),
     "a head without alignments": (
         ("decode.py", "--workdir={home}", "--alignment_head=0"), "--alignment_head needs"
     ),
@@ -315,7 +316,8 @@ def test_a_mistake_is_told_in_one_line(mistakes, home, name):
     [
         (["--sample", "--beam_size=4"], "sample and beam_size=4 are two kinds of search"),
         (["--top_k=3"], "top_k=3 needs sample"),
-        (["--beam_size=-1"], "beam_size=-1 must be from 1"),
+        (["--n_best=0"], "n_best=0 must be from 1"),
+        (["--score_pairs", "--n_best=2"], "--score_pairs and --n_best do not go together"),
         (["--alignments", "--alignment_head=2"], "no attention head 2: they are 0 to 1"),
         (["--prefix=\u4e00"], "the vocabulary cannot spell the prefix"),
         ([f"--prefix={'sieben ' * 40}"], "leaves no room in max_length=32"),
@@ -330,6 +332,16 @@ def test_a_search_that_cannot_be_is_told_in_one_line(trained, home, flags, told)
     lines = process.stderr.splitlines()
     assert len(lines) == 1 and lines[0].startswith("error: ") and told in lines[0], lines
     assert output.read_text() == "precious\n"
+
+
+def test_the_input_is_not_overwritten(trained, home):
+    both = home / "both"
+    both.write_text("seven\n")
+    command = ["decode.py", f"--workdir={trained[0]}", f"--output={both}"]
+    with both.open() as file, start(home, *command, stdin=file) as process:
+        _, err = process.communicate(timeout=120)
+    assert process.returncode == 1 and "is the input, and would be lost" in err
+    assert both.read_text() == "seven\n"
 
 
 def test_models_of_other_vocabularies_cannot_vote_together(trained, home, tmp_path):

@@ -46,12 +46,15 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
         except ValueError as error:
             _end(str(error), FAILURE)
         except (MemoryError, RuntimeError) as error:
-            if isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
+            told = str(error)
+            exhausted = "RESOURCE_EXHAUSTED" in told or "Out of memory" in told
+            if isinstance(error, RuntimeError) and not exhausted:
                 raise
             _end(
                 "out of memory: lower config.data.tokens_per_batch or raise "
-                "config.training.accumulate_steps, or in decoding lower --rows or --beam_size "
-                f"({str(error)[:200]})",
+                "config.training.accumulate_steps, or in decoding lower --rows, --beam_size or "
+                "--max_length "
+                f"({told[:200]})",
                 FAILURE,
             )
 

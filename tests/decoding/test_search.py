@@ -381,3 +381,16 @@ def test_the_largest_by_blocks_are_the_largest(vocab_size, count, kinds, seed):
     np.testing.assert_array_equal(values, jax.lax.top_k(x, count)[0])
     np.testing.assert_array_equal(np.take_along_axis(x, np.asarray(indices), -1), values)
     assert all(len(set(row)) == count for row in np.asarray(indices).reshape(-1, count))
+
+
+def test_where_nothing_else_is_left_it_ends(model):
+    """Three words that may not come twice, and at least five tokens wanted of four."""
+    for options in ({"width": 3, "n_best": 3}, {"width": 3, "n_best": 3, "sample": True}):
+        found = find(model, least=LIMIT + 1, no_repeat_ngram=1, **options)
+        for row, score in zip(
+            np.asarray(found.tokens).reshape(-1, LIMIT), np.ravel(found.scores), strict=True
+        ):
+            if score > search.NONE / 2:
+                length = int(np.argmax(row == EOS)) + 1
+                assert row[length - 1] == EOS and not np.isin(row[:length], (PAD, BOS)).any()
+        assert np.all(np.asarray(found.scores)[:, 0] > search.NONE / 2)

@@ -6,6 +6,7 @@ import logging
 import os
 import threading
 import time
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -33,8 +34,19 @@ class Tags:
         return [chr(i) for i in ids]
 
 
+class Options(NamedTuple):
+    max_length: int = 100
+
+
 class Capitals:
     """Answers the last line of a group first; texts longer than `max_length` are truncated."""
+
+    def options(self, max_length=100, **_):
+        return Options(max_length)
+
+    def prefix_ids(self, text, max_length):
+        if "9" in text:
+            raise ValueError(f"the vocabulary cannot spell the prefix {text!r}")
 
     def __init__(self):
         self.asked = []
@@ -201,10 +213,29 @@ def test_alignments_follow_each_translation():
     assert lines == [f"{letter} ||| 0-0" for letter in "AABBCC"]
 
 
-def test_prefixes_go_with_their_lines_over_groups():
-    assert translated(["a", "b"], ["c"], prefixes=iter("xyz9")) == b"xA\nyB\nzC\n"
-    with pytest.raises(ValueError, match="there is no prefix for line 3"):
-        translated(["a", "b"], ["c"], prefixes=iter("xy"))
+def test_prefixes_go_with_their_lines_over_groups(warnings):
+    assert translated(["a", "b"], ["c"], prefixes=iter("xyz")) == b"xA\nyB\nzC\n"
+    assert warnings() == []
+    assert translated(["a"], prefixes=iter("xy")) == b"xA\n"
+    assert warnings() == ["there are more prefixes than lines: 1 were used"]
+
+
+def test_a_bad_prefix_harms_its_own_line_alone(warnings):
+    assert translated(["a", "b", "c"], prefixes=iter("x9z")) == b"xA\n\nzC\n"
+    assert warnings() == ["in.txt, line 2: the vocabulary cannot spell the prefix '9'; left out"]
+
+
+def test_lines_before_one_without_a_prefix_are_written():
+    output = io.BytesIO()
+    with pytest.raises(ValueError, match="there is no prefix for in.txt, line 3"):
+        translate_lines(
+            Capitals(),
+            [["a", "b", "c"]],
+            Writer(output, Tags()),
+            name="in.txt",
+            prefixes=iter("xy"),
+        )
+    assert output.getvalue() == b"xA\nyB\n"
 
 
 def test_a_cut_line_is_warned_of_by_its_number(warnings):
@@ -242,7 +273,7 @@ def test_what_is_due_is_written_while_the_rest_is_translated():
 
 
 def test_pairs_are_scored_in_order(warnings):
-    pairs = pairs_of([["a\tb", "aaaa\tb\tc"], ["d\t"]], "in.txt")
+    pairs = pairs_of([["a\tb", "aaaa\tb\tc"], ["d\t"]])
     output = io.BytesIO()
     score_pairs(Capitals(), pairs, Writer(output, Tags()), name="in.txt", max_length=3)
     assert output.getvalue() == b"-1.500000\t-1.000000 -0.500000\n" * 3
@@ -256,11 +287,20 @@ def test_pairs_are_scored_in_order(warnings):
     assert scored["log_probs"] == [-1.0, -0.5] and scored["alignment"]["links"] == [[0, 0]]
 
 
-def test_a_line_without_a_tab_is_told():
-    pairs = pairs_of([["a\tb"], ["c\td", "e"]], "in.txt")
-    assert next(pairs) == [("a", "b")]
-    with pytest.raises(ValueError, match="in.txt, line 3: no tab between source and target"):
-        next(pairs)
+@pytest.mark.parametrize("as_json", [False, True])
+def test_a_line_without_a_tab_harms_no_other(warnings, as_json):
+    pairs = list(pairs_of([["a\tb"], ["c\td", "e", "f\tg"]]))
+    assert pairs == [[("a", "b")], [("c", "d"), ("e", None), ("f", "g")]]
+    output = io.BytesIO()
+    writer = Writer(output, Tags(), as_json=as_json)
+    score_pairs(Capitals(), pairs, writer, name="in.txt", align={})
+    lines = output.getvalue().decode().splitlines()
+    assert len(lines) == 4 and len({lines[0], lines[1], lines[3]}) == (3 if as_json else 1)
+    error = "no tab between source and target"
+    assert (json.loads(lines[2]) if as_json else lines[2]) == (
+        {"source": "e", "error": error} if as_json else ""
+    )
+    assert warnings() == [f"in.txt, line 3: {error}; left out"]
 
 
 def test_lines_with_text_get_the_tag_of_a_language(warnings):

@@ -12,7 +12,7 @@ from flax import nnx
 from transformer_jax.config import Config
 from transformer_jax.data.corpus import read_corpus
 from transformer_jax.data.vocabulary import BOS, EOS, PAD, Vocabulary
-from transformer_jax.decoding import engine
+from transformer_jax.decoding import alignment, engine
 from transformer_jax.decoding.engine import Models
 from transformer_jax.decoding.options import EXTRA_LENGTH, SearchOptions
 from transformer_jax.decoding.translator import Translator
@@ -191,8 +191,8 @@ def test_progress_counts_every_line_once(translator):
         ({"beam_size": -1}, "beam_size=-1 must be from 1 to 256"),
         ({"rows": 12}, "rows=12 is neither 1 nor a multiple of 8"),
         ({"max_length": 1}, "max_length=1 must be from 2"),
-        ({"length_penalty": float("nan")}, "length_penalty=nan must be 0.0 or more"),
-        ({"length_penalty": -1.0}, "length_penalty=-1.0 must be 0.0 or more"),
+        ({"length_penalty": float("nan")}, "length_penalty=nan must be from 0.0 to 10.0"),
+        ({"length_penalty": -1.0}, "length_penalty=-1.0 must be from 0.0"),
         ({"min_length": 30, "max_length": 20}, "min_length=30 is more than max_length=20"),
         (
             {"min_length_ratio": 2.0, "max_length_ratio": 1.0},
@@ -203,10 +203,18 @@ def test_progress_counts_every_line_once(translator):
         ({"seed": 1}, "seed=1 needs sample"),
         ({"temperature": 0.5}, "temperature=0.5 needs sample"),
         ({"sample": True, "beam_size": 4}, "sample and beam_size=4 are two kinds of search"),
-        ({"sample": True, "temperature": 0.0}, "temperature=0.0 must be 1e-06 or more"),
+        ({"sample": True, "temperature": 0.0}, "temperature=0.0 must be from 1e-06"),
         ({"sample": True, "top_p": 1.5}, "top_p=1.5 must be from 1e-06 to 1.0"),
         ({"sample": True, "coverage_penalty": 1.0}, "coverage_penalty ranks the hypotheses"),
+        ({"length_penalty": float("inf")}, "length_penalty=inf must be from 0.0 to 10.0"),
+        ({"max_length_ratio": float("inf")}, "max_length_ratio=inf must be from 0.0"),
+        ({"no_repeat_ngram": 3000}, "no_repeat_ngram=3000 must be from 0 to 64"),
         ({"prefixes": ["a", "b"]}, "there are 2 prefixes for 1 lines"),
+        ({"limits": [5, 6]}, "there are 2 limits for 1 lines"),
+        (
+            {"prefixes": ["seven two one"], "max_length_ratio": 1.0},
+            "the prefix 'seven two one' has .* no room in the limit of . for 'a'",
+        ),
         ({"prefixes": ["\u4e00"]}, "the vocabulary cannot spell the prefix '\u4e00'"),
         ({"prefixes": ["seven " * 99]}, "has .* tokens, which leaves no room in max_length=64"),
     ],
@@ -330,3 +338,39 @@ def test_hypotheses_are_aligned_by_their_own_tokens(translator, translations):
         assert "".join(found.target_words) == "".join(hypothesis.text.split())
         assert len(found.links) == (len(found.target_words) if found.source_words else 0)
     assert translator.align([], []) == []
+
+
+def test_there_may_be_fewer_hypotheses_than_asked_for(translator):
+    """Where there is room for the end symbol alone, there is one."""
+    (found,) = translator.translate(["seven"], n_best=3, max_length_ratio=0.01)
+    assert [h.text for h in found.hypotheses] == [""] and found.hypotheses[0].score > -100
+    prefix = "two hundred seven"
+    room = len(translator.vocabulary.encode([prefix])[0])
+    (found,) = translator.translate(["seven"], prefixes=[prefix], n_best=3, max_length=room)
+    assert [h.text for h in found.hypotheses] == [prefix]
+
+
+def test_a_long_prefix_leaves_room_for_what_follows(translator):
+    search = translator.options(max_length=200)
+    assert search.limit(3) == 53 and search.limit(3, 60) == 113 and search.limit(3, 190) == 200
+    prefix = " ".join(["two hundred seven"] * 4)
+    (found,) = translator.translate(["a"], prefixes=[prefix], max_length=200, beam_size=1)
+    assert found.text.startswith(prefix)
+
+
+def test_unknown_symbols_are_words_and_a_tag_is_none(translator):
+    (plain,) = translator.align(["\u4e00 seven"], ["two"])
+    assert len(plain.source_words) == 2
+    (tagged,) = translator.align(["\u4e00 seven"], ["two"], skip=1)
+    assert tagged.source_words == ["seven"] and tagged.pharaoh == "0-0"
+    np.testing.assert_array_equal(tagged.weights, plain.weights[:, 1:])
+
+
+def test_bytes_are_aligned_by_the_words_they_spell():
+    vocabulary = Vocabulary.train([], 0, "bytes")
+    source, target = vocabulary.encode(["ab  c\u00fc", "d\ne"])
+    cross_TS = np.random.default_rng(0).random((len(target), len(source))).astype(np.float32)
+    found = alignment.align(vocabulary, source, target, cross_TS)
+    assert found.source_words == ["ab", "c\u00fc"] and found.target_words == ["d", "e"]
+    wanted = [[cross_TS[t, :2].sum(), cross_TS[t, 4:7].sum()] for t in (0, 2)]
+    np.testing.assert_allclose(found.weights, wanted, rtol=1e-6)

@@ -5,9 +5,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from transformer_jax.data.vocabulary import EOS, Vocabulary
+from transformer_jax.data.vocabulary import EOS, UNK, Vocabulary
 
-_BLANK, _BLANK_BYTE = "\u2581", "<0x20>"  # how SentencePiece writes a blank
+_BLANK = "\u2581"  # how SentencePiece writes a blank, if not as a byte
+_BLANK_BYTES = {f"<0x{byte:02X}>" for byte in b" \t\n\r"}
 
 
 class Alignment(NamedTuple):
@@ -33,7 +34,11 @@ class Alignment(NamedTuple):
 
 
 def align(
-    vocabulary: Vocabulary, source: Sequence[int], target: Sequence[int], cross_TS: np.ndarray
+    vocabulary: Vocabulary,
+    source: Sequence[int],
+    target: Sequence[int],
+    cross_TS: np.ndarray,
+    skip: int = 0,
 ) -> Alignment:
     """The alignment of the words of two sentences of tokens.
 
@@ -41,11 +46,13 @@ def align(
       vocabulary: of the tokens.
       source, target: ids, closed by the end symbol.
       cross_TS: attention of each target token to each source token.
+      skip: first words of the source that are left out.
     """
     (source_words, source_of), (target_words, target_of) = (
         _words(vocabulary, ids) for ids in (source, target)
     )
-    to_source = _one_hot(source_of, len(source_words))
+    source_words = source_words[skip:]
+    to_source = _one_hot(np.asarray(source_of) - skip, len(source_words))
     to_target = _one_hot(target_of, len(target_words))
     tokens_each = np.maximum(to_target.sum(axis=0), 1)[:, None]
     weights = to_target.T @ cross_TS @ to_source / tokens_each
@@ -58,15 +65,17 @@ def _words(vocabulary: Vocabulary, ids: Sequence[int]) -> tuple[list[str], list[
     """The words, and the number of each token's word, -1 for what belongs to none."""
     number, of, before = -1, [], ""  # the piece before; "" where a word must begin
     for token, piece in zip(ids, vocabulary.pieces(ids)):
-        if token == EOS or piece == _BLANK_BYTE:
+        if token == EOS or piece in _BLANK_BYTES:
             of.append(-1)
             before = ""
             continue
-        number += not before or (piece.startswith(_BLANK) and before != _BLANK)
+        # An unknown symbol is written with blanks around it.
+        alone = token == UNK and before != _BLANK
+        number += not before or alone or (piece.startswith(_BLANK) and before != _BLANK)
         of.append(number)
-        before = piece
+        before = "" if token == UNK else piece
     words = [
-        vocabulary.decode([token for token, its in zip(ids, of) if its == word]).strip()
+        vocabulary.decode([token for token, its in zip(ids, of) if its == word]).strip(" ")
         for word in range(number + 1)
     ]
     return words, of

@@ -19,7 +19,8 @@ class SearchOptions:
 
     Attributes:
       beam_size: hypotheses of the beam; 1 is greedy search.
-      n_best: hypotheses returned of each line, best first; when sampling, those drawn.
+      n_best: hypotheses returned of each line, best first, or fewer where there are no more;
+        when sampling, those drawn.
       length_penalty: GNMT's alpha (Wu et al. 2016, equation 14).
       coverage_penalty: GNMT's beta, for source tokens that got little attention.
       max_length: of a source, whose end is cut off, and of a translation.
@@ -64,8 +65,7 @@ class SearchOptions:
         )
         for name, least, most in _RANGES:
             if not least <= (value := getattr(options, name)) <= most:
-                bound = f"from {least} to {most}" if most < math.inf else f"{least} or more"
-                raise ValueError(f"{name}={value} must be {bound}")
+                raise ValueError(f"{name}={value} must be from {least} to {most}")
         options._check_together(self)
         return options
 
@@ -108,7 +108,7 @@ class SearchOptions:
             sample=self.sample,
             top_k=self.top_k,
             nucleus=self.top_p < 1.0,
-            no_repeat_ngram=self.no_repeat_ngram,
+            no_repeat_ngram=self.no_repeat_ngram if self.no_repeat_ngram < self.max_length else 0,
             coverage=self.coverage_penalty > 0.0,
             bos=BOS,
             eos=EOS,
@@ -122,9 +122,9 @@ class SearchOptions:
             *map(float, (self.length_penalty, self.coverage_penalty, self.temperature, self.top_p))
         )
 
-    def limit(self, length: int) -> int:
-        """Most tokens of a translation of a source of so many."""
-        longest = length + EXTRA_LENGTH
+    def limit(self, length: int, prefix_length: int = 0) -> int:
+        """Most tokens of a translation of a source of so many, after a prefix of so many."""
+        longest = length + prefix_length + EXTRA_LENGTH
         if self.max_length_ratio:
             longest = max(math.floor(length * self.max_length_ratio), 1)
         return min(max(longest, self.least(length)), self.max_length)
@@ -139,14 +139,14 @@ class SearchOptions:
 _RANGES = (
     ("beam_size", 1, MOST_HYPOTHESES),
     ("n_best", 1, MOST_HYPOTHESES),
-    ("length_penalty", 0.0, math.inf),
-    ("coverage_penalty", 0.0, math.inf),
+    ("length_penalty", 0.0, 10.0),
+    ("coverage_penalty", 0.0, 1000.0),
     ("max_length", 2, 2**20),
     ("min_length", 0, 2**20),
-    ("max_length_ratio", 0.0, math.inf),
-    ("min_length_ratio", 0.0, math.inf),
-    ("no_repeat_ngram", 0, 2**20),
-    ("temperature", 1e-6, math.inf),
+    ("max_length_ratio", 0.0, 1000.0),
+    ("min_length_ratio", 0.0, 1000.0),
+    ("no_repeat_ngram", 0, 64),
+    ("temperature", 1e-6, 1000.0),
     ("top_k", 0, 2**31 - 1),
     ("top_p", 1e-6, 1.0),
     ("seed", 0, 2**32 - 1),

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 _LOWEST = -1e30  # below any log-probability; finite, so that differences stay numbers
+NONE = _LOWEST  # score where a sentence has fewer hypotheses than were asked for
 _BLOCK = 64  # about so many entries of the vocabulary have their maximum looked at first
 
 
@@ -178,7 +179,7 @@ def refill(state: State, fresh: State, rows_I: jax.Array, take_I: jax.Array) -> 
 
 
 def results(state: State, strategy: Strategy) -> Hypotheses:
-    """The best N hypotheses of each row that is done."""
+    """The best N hypotheses of each row that is done; the score of what is none is `NONE`."""
     return _best(state.ended, strategy.n_best)
 
 
@@ -206,7 +207,8 @@ def _advance_beam(model, state: State, weights: Weights, strategy: Strategy) -> 
     if coverage_BWS is not None:
         penalty_BW = jnp.log(jnp.clip(coverage_BWS, 1e-9, 1.0)).sum(axis=-1)
         scores_BC += weights.coverage_penalty * penalty_BW[rows_B1, parents_BC]
-    kept_BC = ends_BC & first_1C & ~state.done_B[:, None]
+    # What is forbidden may be among the candidates where little else is left.
+    kept_BC = ends_BC & first_1C & ~state.done_B[:, None] & (log_probs_BC > _LOWEST / 2)
     new = Hypotheses(candidates_BCT, jnp.where(kept_BC, scores_BC, _LOWEST), log_probs_BC)
     both = jax.tree.map(lambda x, y: jnp.concatenate([x, y], axis=1), state.ended, new)
     log_probs_BW, chosen_BW = jax.lax.top_k(jnp.where(ends_BC, _LOWEST, log_probs_BC), width)
@@ -309,6 +311,8 @@ def _forbidden(state: State, strategy: Strategy, vocab_size: int) -> jax.Array:
     forbidden_BWV = forbidden_BWV | (early_B11 & ends_11V) | (last_B11 & ~ends_11V)
     if strategy.no_repeat_ngram:
         forbidden_BWV |= ~ends_11V & _repeats(state, strategy, vocab_size)
+        # Where nothing else is left, it ends, however short it is.
+        forbidden_BWV &= ~(ends_11V & forbidden_BWV.all(axis=-1, keepdims=True))
     forced_B = jnp.take_along_axis(demands.prefix_BT, position_B[:, None], axis=1, mode="clip")
     forced_B11 = forced_B[:, :, None]
     return jnp.where(forced_B11 != strategy.pad, word_11V != forced_B11, forbidden_BWV)

@@ -34,7 +34,7 @@ def arriving(file: BinaryIO, most: int = MOST) -> Iterator[list[bytes]]:
         group: list[bytes] = []
         deadline = float("inf")
         while len(group) < most and time.monotonic() < deadline:
-            if group and not select.select([descriptor], [], [], _IDLE_S)[0]:
+            if not select.select([descriptor], [], [], _IDLE_S if group else None)[0]:
                 break
             block = os.read(descriptor, 1 << 16)
             if ended := not block:
@@ -49,6 +49,16 @@ def arriving(file: BinaryIO, most: int = MOST) -> Iterator[list[bytes]]:
                 deadline = min(deadline, time.monotonic() + _PATIENCE_S)
         if group:
             yield group
+
+
+def decoded(line: bytes, name: str, number: int) -> str:
+    """A line as text; what is not UTF-8 is replaced and warned of."""
+    line = line.rstrip(b"\n").removesuffix(b"\r")
+    try:
+        return line.decode("utf-8")
+    except UnicodeDecodeError as error:
+        logger.warning("%s, line %d: not valid UTF-8 (%s); replaced", name, number, error.reason)
+        return line.decode("utf-8", errors="replace")
 
 
 class Texts:
@@ -81,13 +91,7 @@ class Texts:
             done += len(group)
 
     def _text(self, line: bytes, number: int) -> str:
-        try:
-            text = line.removesuffix(b"\r").decode("utf-8")
-        except UnicodeDecodeError as error:
-            logger.warning(
-                "%s, line %d: not valid UTF-8 (%s); replaced", self.name, number, error.reason
-            )
-            text = line.removesuffix(b"\r").decode("utf-8", errors="replace")
+        text = decoded(line, self.name, number)
         if not text.strip():
             return text
         if self._expect_tag and not self.vocabulary.has_piece(text.partition(" ")[0]):
@@ -149,6 +153,13 @@ class Writer:
         tokens = " ".join(f"{log_prob:.6f}" for log_prob in score.log_probs)
         self._text(f"{score.log_prob:.6f}\t{tokens}", alignment)
 
+    def nothing(self, source: str, error: str) -> None:
+        """Writes an empty line for one that cannot be answered."""
+        if self.as_json:
+            self._json(source=source, error=error)
+        else:
+            self.output.write(b"\n")
+
     def _json(self, **values: Any) -> None:
         self.output.write(json.dumps(values, ensure_ascii=False).encode() + b"\n")
 
@@ -169,26 +180,41 @@ def translate_lines(
     name: str,
     prefixes: Iterator[str] | None = None,
     align: dict[str, Any] | None = None,
+    progress: bool = False,
     **options: Any,
 ) -> None:
-    """Writes the translation of each line, in order.
+    """Writes the translation of each line, in order; with alignments, a group at a time.
 
     Args:
       translator, options: as `Translator.translate` takes them.
       groups: texts that are translated together.
       writer: of translations.
       name: where the lines are from, for warnings.
-      prefixes: beginnings of the translations, one a line; None = none.
+      prefixes: beginnings of the translations, one a line; None = none. One that cannot be
+        is warned of, and its line's translation is empty.
       align: options of `Translator.align`, if alignments are wanted.
+      progress: draw a bar.
+
+    Raises:
+      ValueError: a line has no prefix, after those before it are written.
     """
     done = 0
+    max_length = translator.options(**options).max_length
     # No bar is drawn for what is finished within its delay.
-    with tqdm(unit="line", desc="translating", delay=5, dynamic_ncols=True) as bar:
+    with tqdm(unit="line", desc="translating", delay=5, disable=not progress) as bar:
         for group in groups:
-            beginnings = _beginnings(prefixes, len(group), done)
+            beginnings = list(islice(prefixes or (), len(group)))
+            complete = prefixes is None or len(beginnings) == len(group)
+            lines = list(group if complete else group[: len(beginnings)])
+            for index, beginning in enumerate(beginnings):
+                try:
+                    translator.prefix_ids(beginning, max_length)
+                except ValueError as error:
+                    logger.warning("%s, line %d: %s; left out", name, done + index + 1, error)
+                    lines[index] = beginnings[index] = ""
             found: dict[int, Translation] = {}
             written = 0
-            for index, translation in translator.stream(group, prefixes=beginnings, **options):
+            for index, translation in translator.stream(lines, prefixes=beginnings, **options):
                 bar.update()
                 found[index] = translation
                 if translation.truncated:
@@ -198,38 +224,35 @@ def translate_lines(
                     written += 1
                 writer.output.flush()
             if align is not None:
-                _write_aligned(translator, group, found, writer, align | options)
-            done += len(group)
+                _write_aligned(translator, lines, found, writer, align | options)
+            done += len(lines)
+            if not complete:
+                raise ValueError(f"there is no prefix for {name}, line {done + 1}")
+    if prefixes is not None and next(prefixes, None) is not None:
+        logger.warning("there are more prefixes than lines: %d were used", done)
 
 
-def _write_aligned(translator, group, found, writer: Writer, options: dict[str, Any]) -> None:
+def _write_aligned(translator, lines, found, writer: Writer, options: dict[str, Any]) -> None:
     """Writes the translations of a group with the alignment of each hypothesis."""
-    hypotheses = [h for index in range(len(group)) for h in found[index].hypotheses]
-    sources = [text for i, text in enumerate(group) for _ in found[i].hypotheses]
+    hypotheses = [h for index in range(len(lines)) for h in found[index].hypotheses]
+    sources = [text for i, text in enumerate(lines) for _ in found[i].hypotheses]
     alignments = iter(translator.align(sources, hypotheses, **options))
-    for index, text in enumerate(group):
+    for index, text in enumerate(lines):
         its = list(islice(alignments, len(found[index].hypotheses)))
         writer.translation(text, found[index], its)
     writer.output.flush()
 
 
-def pairs_of(groups: Iterable[Sequence[str]], name: str) -> Iterator[list[tuple[str, str]]]:
-    """Lines as pairs, from source, tab and target; a line without a tab is a ValueError."""
-    done = 0
+def pairs_of(groups: Iterable[Sequence[str]]) -> Iterator[list[tuple[str, str | None]]]:
+    """Lines as pairs, from source, tab and target; None is the target of one without a tab."""
     for group in groups:
-        pairs = []
-        for number, line in enumerate(group, done + 1):
-            source, tab, target = line.partition("\t")
-            if not tab:
-                raise ValueError(f"{name}, line {number}: no tab between source and target")
-            pairs.append((source, target))
-        yield pairs
-        done += len(group)
+        parts = [line.partition("\t") for line in group]
+        yield [(source, target if tab else None) for source, tab, target in parts]
 
 
 def score_pairs(
     translator: Translator,
-    groups: Iterable[Sequence[tuple[str, str]]],
+    groups: Iterable[Sequence[tuple[str, str | None]]],
     writer: Writer,
     *,
     name: str,
@@ -239,34 +262,30 @@ def score_pairs(
     """Writes the scores of given translations, in order.
 
     Args:
-      groups: (source, target) pairs that are scored together.
+      groups: (source, target) pairs that are scored together. Where there is no target, an
+        empty line is written and warned of.
       translator, writer, name, align, options: as for `translate_lines`.
     """
     done = 0
-    for pairs in groups:
-        scores = translator.score(pairs, **options)
-        alignments: Sequence[Alignment | None] = [None] * len(pairs)
+    for group in groups:
+        pairs = [(source, target) for source, target in group if target is not None]
+        scores = iter(translator.score(pairs, **options))
+        alignments = iter(())
         if align is not None:
-            alignments = translator.align(*zip(*pairs), **align, **options)
-        for number, (pair, score, alignment) in enumerate(
-            zip(pairs, scores, alignments, strict=True), done + 1
-        ):
+            sources, targets = ([pair[side] for pair in pairs] for side in (0, 1))
+            alignments = iter(translator.align(sources, targets, **align, **options))
+        for number, (source, target) in enumerate(group, done + 1):
+            if target is None:
+                error = "no tab between source and target"
+                logger.warning("%s, line %d: %s; left out", name, number, error)
+                writer.nothing(source, error)
+                continue
+            score = next(scores)
             if score.truncated:
                 _warn_truncated(name, number)
-            writer.score(*pair, score, alignment)
+            writer.score(source, target, score, next(alignments, None))
         writer.output.flush()
-        done += len(pairs)
-
-
-def _beginnings(prefixes: Iterator[str] | None, count: int, done: int) -> list[str]:
-    if prefixes is None:
-        return []
-    beginnings = list(islice(prefixes, count))
-    if len(beginnings) < count:
-        raise ValueError(
-            f"there is no prefix for line {done + len(beginnings) + 1}: one a line was wanted"
-        )
-    return beginnings
+        done += len(group)
 
 
 def _warn_truncated(name: str, number: int) -> None:

@@ -14,7 +14,7 @@ from transformer_jax.decoding.alignment import Alignment
 from transformer_jax.decoding.engine import Models, Sentence
 from transformer_jax.decoding.forced import forced
 from transformer_jax.decoding.options import SearchOptions
-from transformer_jax.decoding.search import Hypotheses
+from transformer_jax.decoding.search import NONE, Hypotheses
 from transformer_jax.training.checkpoint import load_run
 from transformer_jax.training.parallel import replicate
 
@@ -166,19 +166,28 @@ class Translator:
           lines, prefixes, limits, options: as `translate` takes them.
         """
         search = self.options(**options)
+        for name, each in (("prefixes", prefixes), ("limits", limits)):
+            if each and len(each) != len(lines):
+                raise ValueError(f"there are {len(each)} {name} for {len(lines)} lines")
         ids = self.vocabulary.encode(lines)
-        forced_ids = self._prefixes(prefixes, len(lines), search.max_length)
+        forced_ids = [self.prefix_ids(text, search.max_length) for text in prefixes]
         numbers, sentences = [], []
-        for index, (source, prefix) in enumerate(zip(ids, forced_ids, strict=True)):
+        for index, (source, prefix) in enumerate(
+            zip(ids, forced_ids or [[]] * len(ids), strict=True)
+        ):
             if len(source) == 1:  # no text
                 empty = [Hypothesis("", 0.0, 0.0)] * search.n_best
                 yield index, Translation(empty, truncated=False)
                 continue
             cut = _cut(source, search.max_length)
-            limit, least = search.limit(len(cut)), search.least(len(cut))
+            limit, least = search.limit(len(cut), len(prefix)), search.least(len(cut))
             if limits:
                 limit = max(min(limit, limits[index]), least)
-            limit = max(limit, len(prefix) + 1)
+            if len(prefix) >= limit:
+                raise ValueError(
+                    f"the prefix {_shown(prefixes[index])} has {len(prefix)} tokens, which leaves "
+                    f"no room in the limit of {limit} for {_shown(lines[index])}"
+                )
             seed = zlib.crc32(np.array(source, np.int32).tobytes(), search.seed)
             numbers.append(index)
             sentences.append(Sentence(cut, limit, least, prefix, seed))
@@ -200,11 +209,13 @@ class Translator:
         """The options, with the run's config filled in; ValueError on what cannot be."""
         return SearchOptions(**options).resolved(self.config.decoding)
 
-    def check(self, align: dict[str, int | None] | None = None, **options: Any) -> None:
+    def check(
+        self, *, prefix: str = "", align: dict[str, Any] | None = None, **options: Any
+    ) -> None:
         """ValueError, in one sentence, on options (also those of `align`) that cannot be."""
-        self.options(**options)
+        self.prefix_ids(prefix, self.options(**options).max_length)
         if align is not None:
-            self._check_attention(**align)
+            self._check_attention(align.get("layer"), align.get("head"))
 
     def score(self, pairs: Sequence[tuple[str, str]], **options: Any) -> list[Score]:
         """Log-probabilities of given translations: of each (source, target) pair.
@@ -230,6 +241,7 @@ class Translator:
         *,
         layer: int | None = None,
         head: int | None = None,
+        skip: int = 0,
         **options: Any,
     ) -> list[Alignment]:
         """The word alignment of each source with its target, by cross attention.
@@ -238,6 +250,7 @@ class Translator:
           sources: text.
           targets: text, or hypotheses of the sources.
           layer, head: of the cross attention, from 0; None = the mean of all.
+          skip: words in front of each source that are left out, such as a language's tag.
         """
         search = self.options(**options)
         self._check_attention(layer, head)
@@ -251,7 +264,7 @@ class Translator:
             mean_cross=(layer, head),
         ):
             cross_TS = result.attention["cross"][0, 0]
-            alignments[index] = alignment.align(self.vocabulary, *ids[index], cross_TS)
+            alignments[index] = alignment.align(self.vocabulary, *ids[index], cross_TS, skip)
         return alignments
 
     def attention(self, source: str, target: str | None = None, **options: Any) -> Attention:
@@ -274,24 +287,21 @@ class Translator:
         return [
             Hypothesis(self.vocabulary.decode(ids), float(score), float(log_prob), ids)
             for tokens, score, log_prob in zip(*hypotheses)
+            if score > NONE / 2
             for ids in [tuple(tokens[: int(np.argmax(tokens == EOS))].tolist())]
         ]
 
-    def _prefixes(self, prefixes: Sequence[str], count: int, max_length: int) -> list[list[int]]:
-        if not prefixes:
-            return [[]] * count
-        if len(prefixes) != count:
-            raise ValueError(f"there are {len(prefixes)} prefixes for {count} lines")
-        encoded = [ids[:-1] for ids in self.vocabulary.encode(prefixes)]
-        for text, ids in zip(prefixes, encoded):
-            if UNK in ids:
-                raise ValueError(f"the vocabulary cannot spell the prefix {text!r}")
-            if len(ids) >= max_length:
-                raise ValueError(
-                    f"the prefix {text[:40]!r}... has {len(ids)} tokens, which leaves no room in "
-                    f"max_length={max_length}"
-                )
-        return encoded
+    def prefix_ids(self, text: str, max_length: int) -> list[int]:
+        """The tokens of a forced beginning; ValueError on one that cannot be."""
+        ids = self.vocabulary.encode([text])[0][:-1]
+        if UNK in ids:
+            raise ValueError(f"the vocabulary cannot spell the prefix {_shown(text)}")
+        if len(ids) >= max_length:
+            raise ValueError(
+                f"the prefix {_shown(text)} has {len(ids)} tokens, which leaves no room in "
+                f"max_length={max_length}"
+            )
+        return ids
 
     def _encoded_pairs(self, pairs: Sequence[tuple[str, str | Hypothesis]], max_length: int):
         """Ids of both sides, cut; and whether they were."""
@@ -314,6 +324,10 @@ class Translator:
                 raise ValueError(
                     f"there is no attention {name} {number}: they are 0 to {counts[name] - 1}"
                 )
+
+
+def _shown(text: str) -> str:
+    return repr(text if len(text) <= 40 else f"{text[:40]}...")
 
 
 def _cut(sentence: list[int], max_length: int) -> list[int]:
