@@ -168,7 +168,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_is_never_saved(tmp_path):
     trainer.close()
     for step in saved:
         translator = Translator.from_workdir(tmp_path, checkpoint=str(step))
-        assert all(np.isfinite(x).all() for x in jax.tree.leaves(translator.params))
+        assert all(np.isfinite(x).all() for x in jax.tree.leaves(translator.models.params))
 
 
 def test_init_from_starts_with_the_other_runs_parameters_and_vocabulary(tmp_path):
