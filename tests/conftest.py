@@ -11,6 +11,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 import hypothesis
 import jax
 import pytest
+from commands import CONFIG, run_training
 
 # The same examples in every run: what fails, fails for a change and not by chance.
 hypothesis.settings.register_profile("suite", derandomize=True, deadline=None)
@@ -34,3 +35,26 @@ def compilation_cache():
         jax.config.update("jax_compilation_cache_dir", folder)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
         yield folder
+
+
+@pytest.fixture(scope="session")
+def home(tmp_path_factory):
+    """A folder with a config, a small corpus, and the cache of compiled programs."""
+    folder = tmp_path_factory.mktemp("home")
+    (folder / "corpus.en").write_text("seven\ntwo hundred\none\n")
+    (folder / "corpus.de").write_text("sieben\nzweihundert\neins\n")
+    (folder / "tiny.py").write_text(CONFIG.format(corpus=folder / "corpus"))
+    (folder / "misspelt.py").write_text(
+        "from transformer_jax.config import ModelConfig\n"
+        "def get_config():\n    return ModelConfig(num_layer=3)\n"
+    )
+    (folder / "three.py").write_text("def get_config():\n    return 3\n")
+    (folder / "output").write_text("precious\n")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def trained(home):
+    """A finished run, and what its process left."""
+    workdir = home / "run"
+    return workdir, run_training(home, workdir, f"--config.data.test=text:{home / 'corpus'}")

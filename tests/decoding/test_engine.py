@@ -244,3 +244,17 @@ def test_samples_are_the_same_whatever_the_batch(models):
 
 def test_no_sentence_gives_nothing(models):
     assert translate(models, []) == []
+
+
+def test_rows_are_refilled_a_quarter_at_a_time(models, monkeypatch):
+    wanted, refills = [], []
+    run, refill = engine._run, engine._refill
+    monkeypatch.setattr(
+        engine, "_run", lambda *args, **kw: wanted.append(int(args[3])) or run(*args, **kw)
+    )
+    monkeypatch.setattr(
+        engine, "_refill", lambda *args: refills.append(args[2].tolist()) or refill(*args)
+    )
+    translate(models, SENTENCES)
+    assert set(wanted) == {ROWS // 4, ROWS} and len(refills) > 4
+    assert any(len(set(rows[:2]) - {ROWS}) == 2 for rows in refills)

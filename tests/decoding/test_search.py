@@ -394,3 +394,49 @@ def test_where_nothing_else_is_left_it_ends(model):
                 length = int(np.argmax(row == EOS)) + 1
                 assert row[length - 1] == EOS and not np.isin(row[:length], (PAD, BOS)).any()
         assert np.all(np.asarray(found.scores)[:, 0] > search.NONE / 2)
+
+
+def test_a_search_goes_on_while_a_longer_hypothesis_may_overtake():
+    logits = np.full((3, LIMIT, VOCAB, VOCAB), -20.0, np.float32)
+    logits[:, 0, :, EOS], logits[:, 0, :, 3] = np.log(0.55), np.log(0.45)
+    for place, word in enumerate((3, 3, EOS), 1):
+        logits[:, place, :, word] = 0.0
+    model = BigramModel(logits)
+    best = exhaustive(model, 0, 2.0)[0][1]
+    assert best == (3, 3, 3, EOS)
+    assert words(beam(model, width=2, alpha=2.0).tokens[0, 0]) == best
+
+
+def test_padding_of_the_source_is_not_penalised(model):
+    demands = Demands(
+        np.full(3, LIMIT, np.int32),
+        np.ones(3, np.int32),
+        np.zeros((3, LIMIT), np.int32),
+        np.zeros(3, np.uint32),
+    )
+    real_BS = jnp.ones((3, VOCAB), bool).at[:, PAD].set(False)  # padding is never read
+    strategy = Strategy(64, 1, coverage=True)
+    state = search.first_state(model, jnp.arange(3), demands, strategy, real_BS)
+    found = search.results(search.run(model, state, Weights(0.0, 0.5), strategy, 3), strategy)
+    for sentence in range(3):
+        missing = VOCAB - 1 - len({BOS, *words(found.tokens[sentence, 0])[:-1]})
+        wanted = float(found.log_probs[sentence, 0]) + 0.5 * missing * np.log(1e-9)
+        assert float(found.scores[sentence, 0]) == pytest.approx(wanted, abs=1e-3)
+
+
+def test_scores_of_samples_have_the_length_penalty(model):
+    found = find(model, width=8, n_best=8, sample=True, alpha=0.6)
+    for row, score, log_prob in zip(*(np.asarray(x).reshape(24, -1) for x in found), strict=True):
+        penalty = float(length_penalty(len(words(row)), 0.6))
+        assert float(score[0]) == pytest.approx(float(log_prob[0]) / penalty, abs=1e-5)
+
+
+def test_of_equals_the_first_is_the_largest():
+    x = np.zeros((1, 1, 640), np.float32)
+    x[..., 100], x[..., 500], x[..., 501], x[..., 600] = 1.0, 2.0, 1.0, 1.0
+    np.testing.assert_array_equal(search._top(x, 3)[1], jax.lax.top_k(x, 3)[1])
+
+
+def test_a_prefix_as_long_as_the_limit_is_kept_to_its_last_token(model):
+    found = find(model, width=2, prefix=(3, 4, 3, 4), sample=True, n_best=2)
+    assert [words(row) for row in np.asarray(found.tokens).reshape(-1, LIMIT)] == [(3, 4, 3, 4)] * 6

@@ -319,3 +319,22 @@ def test_lines_without_a_tag_are_warned_of_once(warnings):
 def test_a_language_that_was_not_trained_is_told():
     with pytest.raises(ValueError, match="not trained to translate into 'fr': no tag <2fr>"):
         texts(b"one", language="fr")
+
+
+def test_alignments_are_those_of_their_own_hypotheses():
+    class Told(Capitals):
+        def stream(self, lines, **options):
+            for index, each in super().stream(lines, **options):
+                named = [h._replace(text=f"{h.text}{n}") for n, h in enumerate(each.hypotheses)]
+                yield index, each._replace(hypotheses=named)
+
+        def align(self, sources, targets, **_):
+            return [
+                Alignment([s], [t.text], np.float32([[1.0]]), [(ord(t.text[0]), int(t.text[1]))])
+                for s, t in zip(sources, targets, strict=True)
+            ]
+
+    lines = translated(["a", "b"], ["c"], translator=Told(), n_best=2, align={})
+    assert lines.decode().splitlines() == [
+        f"{c}{n} ||| {ord(c)}-{n}" for c in "ABC" for n in range(2)
+    ]

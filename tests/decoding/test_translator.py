@@ -5,6 +5,7 @@ import itertools
 import re
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
@@ -12,9 +13,10 @@ from flax import nnx
 from transformer_jax.config import Config
 from transformer_jax.data.corpus import read_corpus
 from transformer_jax.data.vocabulary import BOS, EOS, PAD, Vocabulary
-from transformer_jax.decoding import alignment, engine
+from transformer_jax.decoding import alignment, engine, forced
 from transformer_jax.decoding.engine import Models
 from transformer_jax.decoding.options import EXTRA_LENGTH, SearchOptions
+from transformer_jax.decoding.search import Strategy, Weights
 from transformer_jax.decoding.translator import Translator
 from transformer_jax.model.masks import sentence_tokens
 from transformer_jax.model.transformer import Transformer
@@ -374,3 +376,40 @@ def test_bytes_are_aligned_by_the_words_they_spell():
     assert found.source_words == ["ab", "c\u00fc"] and found.target_words == ["d", "e"]
     wanted = [[cross_TS[t, :2].sum(), cross_TS[t, 4:7].sum()] for t in (0, 2)]
     np.testing.assert_allclose(found.weights, wanted, rtol=1e-6)
+
+
+def test_limits_are_of_their_lines(translator):
+    limits = [5, 3, 4, 7, 9, 6, 8, 2, 10]
+    found = translator.translate(LINES, limits=limits, min_length=2)
+    for line, limit, each in zip(LINES, limits, found):
+        assert len(each.hypotheses[0].ids) < limit
+        assert translator.translate([line], limits=[limit], min_length=2) == [each]
+    assert any(len(f.hypotheses[0].ids) == n - 1 for f, n in zip(found, limits) if n > 5)
+
+
+def test_options_reach_the_search(translator):
+    search = translator.options(
+        sample=True, n_best=2, top_k=7, top_p=0.5, temperature=0.7, no_repeat_ngram=3
+    )
+    assert search.strategy == Strategy(
+        2, 2, sample=True, top_k=7, nucleus=True, no_repeat_ngram=3, bos=BOS, eos=EOS, pad=PAD
+    )
+    assert search.weights == Weights(0.6, 0.0, 0.7, 0.5)
+    search = translator.options(coverage_penalty=0.2, length_penalty=1.0)
+    assert search.strategy.coverage and search.weights == Weights(1.0, 0.2, 1.0, 1.0)
+
+
+def test_more_pairs_than_rows_are_scored_each(translator):
+    pairs = [(a, b) for a in ("seven", "two", "one", "six") for b in ("ten", "x", "one")] * 4
+    scores = translator.score(pairs)
+    assert None not in scores and scores[36:] == scores[:12] == translator.score(pairs[:12])
+
+
+def test_one_layer_or_head_of_several_is_chosen():
+    weights = jnp.asarray(np.random.default_rng(0).random((3, 2, 4, 5, 6), np.float32))
+    for layer, head in ((None, None), (2, None), (None, 3), (1, 2)):
+        own = np.asarray(weights)[slice(None) if layer is None else [layer]]
+        own = own[:, :, slice(None) if head is None else [head]]
+        found = forced._chosen(weights, (layer, head))
+        assert found.shape == (1, 2, 1, 5, 6)
+        np.testing.assert_allclose(found[0, :, 0], own.mean(axis=(0, 2)), rtol=1e-6)

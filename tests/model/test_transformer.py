@@ -256,3 +256,11 @@ def test_base_runs_at_full_size_without_memory():
         return model.decode(model.encode(source), target)
 
     assert jax.eval_shape(logits, params, tokens, tokens).shape == (32, 64, PAPER_VOCAB)
+
+
+def test_the_history_has_the_models_dtype():
+    model = make_model(dtype="bfloat16")
+    context, cache = model.start(model.encode(make_tokens(2, 5)), 3, 4)
+    _, after, _ = model.step(context, cache, jnp.full((2, 3), 5), jnp.zeros(2, jnp.int32))
+    for each in (context, after):
+        assert {x.dtype for x in jax.tree.leaves(each.history)} == {jnp.dtype("bfloat16")}

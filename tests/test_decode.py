@@ -1,0 +1,162 @@
+"""decode.py as a user runs it."""
+
+import json
+import shutil
+import signal
+
+import pytest
+from commands import run, start
+from sentencepiece import sentencepiece_model_pb2
+
+from transformer_jax.data.vocabulary import Vocabulary
+
+
+def test_decoding_gives_a_line_for_each_line(trained, home):
+    process = run(home, "decode.py", f"--workdir={trained[0]}", text="seven\n\ntwo hundred one\n")
+    assert process.returncode == 0, process.stderr
+    lines = process.stdout.split("\n")
+    assert len(lines) == 4 and lines[1] == lines[3] == ""
+
+
+def decode(trained, home, *flags, text="seven\n\ntwo hundred one\n"):
+    process = run(home, "decode.py", f"--workdir={trained[0]}", *flags, text=text)
+    assert process.returncode == 0, process.stderr
+    return process.stdout.split("\n")[:-1]
+
+
+def test_json_lines_say_all_there_is(trained, home):
+    flags = ["--format=json", "--n_best=2", "--alignments", "--prefix=ein"]
+    first, empty, third = map(json.loads, decode(trained, home, *flags))
+    assert first["source"] == "seven" and len(first["hypotheses"]) == 2
+    best = third["hypotheses"][0]
+    assert best["text"].startswith("ein") and best["score"] < 0 and best["tokens"]
+    assert best["alignment"]["source_words"] == ["two", "hundred", "one"]
+    assert [hypothesis["text"] for hypothesis in empty["hypotheses"]] == ["", ""]
+
+
+def test_an_ensemble_of_a_model_with_itself_is_that_model(trained, home):
+    assert decode(trained, home, f"--workdir={trained[0]}") == decode(trained, home)
+
+
+def test_given_translations_are_scored_and_aligned(trained, home):
+    flags = ["--score_pairs", "--alignments", "--alignment_layer=0"]
+    lines = decode(trained, home, *flags, text="seven\tsieben\ntwo hundred\tzwei\n")
+    for line, words in zip(lines, ("0-0", "-0"), strict=True):
+        scores, _, alignment = line.partition(" ||| ")
+        total, tokens = scores.split("\t")
+        assert float(total) == pytest.approx(sum(map(float, tokens.split())), abs=1e-4)
+        assert alignment.endswith(words)
+
+
+def test_odd_lines_leave_the_others_as_they_were(trained, home):
+    """A million characters, a NUL, blanks, right-to-left and combining text, no last end."""
+    odd = ["x" * 1_000_000, "se\0ven", "   ", "שבע", "se\u0301ven", "\u202eneves"]
+    text = "\n".join(["seven", *odd, "two hundred one"])
+    process = run(home, "decode.py", f"--workdir={trained[0]}", text=text)
+    assert process.returncode == 0
+    assert process.stderr.splitlines() == [
+        "standard input, line 2: longer than max_length; its end was not read"
+    ]
+    lines = process.stdout.split("\n")
+    assert len(lines) == 9 and lines[3] == ""
+    plain = decode(trained, home)
+    assert [lines[0], lines[7]] == [plain[0], plain[2]]
+
+
+def test_each_line_is_answered_as_it_is_typed(trained, home):
+    command = ["decode.py", f"--workdir={trained[0]}", "--interactive"]
+    with start(home, *command) as process:
+        for text in ("seven", "", "two hundred one"):
+            process.stdin.write(text + "\n")
+            process.stdin.flush()
+            assert process.stdout.readline().endswith("\n")
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == -signal.SIGINT
+        assert process.stderr.read() == ""
+
+
+def test_a_reader_that_leaves_ends_it_quietly(trained, home):
+    command = ["decode.py", f"--workdir={trained[0]}", "--rows=8"]
+    with start(home, *command) as process:
+        process.stdin.write("seven\n")
+        process.stdin.flush()
+        assert process.stdout.readline()
+        process.stdout.close()
+        try:
+            process.stdin.write("two\n")
+            process.stdin.close()
+        except BrokenPipeError:
+            pass
+        assert process.wait(60) != 0
+        assert process.stderr.read() == ""
+
+
+def test_scores_are_one_json_line(trained, home):
+    process = run(
+        home, "decode.py", f"--workdir={trained[0]}", f"--corpus=text:{home / 'corpus'}",
+        "--score", "--checkpoint=last", "--average=2",
+    )  # fmt: skip
+    assert process.returncode == 0, process.stderr
+    assert process.stdout.count("\n") == 1
+    scores = json.loads(process.stdout)
+    assert scores["sentences"] == 3 and 0 <= scores["bleu"] <= 100
+    assert {"chrf", "exact_match", "seconds", "bleu_signature"} <= scores.keys()
+
+
+def test_the_input_is_not_overwritten(trained, home):
+    both = home / "both"
+    both.write_text("seven\n")
+    command = ["decode.py", f"--workdir={trained[0]}", f"--output={both}"]
+    with both.open() as file, start(home, *command, stdin=file) as process:
+        _, err = process.communicate(timeout=120)
+    assert process.returncode == 1 and "is the input, and would be lost" in err
+    assert both.read_text() == "seven\n"
+
+
+def test_models_of_other_vocabularies_cannot_vote_together(trained, home, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(trained[0], other)
+    (vocabulary,) = other.glob("vocabulary*")
+    _other_pieces(Vocabulary.load(vocabulary)).save(vocabulary)
+    process = run(home, "decode.py", f"--workdir={trained[0]}", f"--workdir={other}")
+    assert process.returncode == 1 and "Traceback" not in process.stderr
+    assert f"{other} has another vocabulary than {trained[0]}" in process.stderr
+
+
+def _other_pieces(vocabulary: Vocabulary) -> Vocabulary:
+    """One of the same size, with the last two pieces exchanged."""
+    model = sentencepiece_model_pb2.ModelProto.FromString(vocabulary.model)
+    one, two = model.pieces[-1], model.pieces[-2]
+    one.piece, two.piece = two.piece, one.piece
+    return Vocabulary(model.SerializeToString())
+
+
+def test_a_run_without_a_checkpoint_cannot_decode(trained, home, tmp_path):
+    for name in ("config.json", "vocabulary.model"):
+        (tmp_path / name).write_bytes((trained[0] / name).read_bytes())
+    process = run(home, "decode.py", f"--workdir={tmp_path}", text="seven\n")
+    assert process.returncode == 1
+    assert process.stderr == f"error: there is no checkpoint in {tmp_path}\n"
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (["--sample", "--beam_size=4"], "sample and beam_size=4 are two kinds of search"),
+        (["--top_k=3"], "top_k=3 needs sample"),
+        (["--n_best=0"], "n_best=0 must be from 1"),
+        (["--score_pairs", "--n_best=2"], "--score_pairs and --n_best do not go together"),
+        (["--alignments", "--alignment_head=2"], "no attention head 2: they are 0 to 1"),
+        (["--prefix=\u4e00"], "the vocabulary cannot spell the prefix"),
+        ([f"--prefix={'sieben ' * 40}"], "leaves no room in max_length=32"),
+    ],
+)
+def test_a_search_that_cannot_be_is_told_in_one_line(trained, home, flags, told):
+    output = home / "kept"
+    output.write_text("precious\n")
+    flags = flags if "--prefix" in flags[0] else [*flags, f"--output={output}"]
+    process = run(home, "decode.py", f"--workdir={trained[0]}", *flags, text="seven\n")
+    assert process.returncode == 1 and process.stdout == ""
+    lines = process.stderr.splitlines()
+    assert len(lines) == 1 and lines[0].startswith("error: ") and told in lines[0], lines
+    assert output.read_text() == "precious\n"
