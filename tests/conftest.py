@@ -37,6 +37,14 @@ def compilation_cache():
         yield folder
 
 
+@pytest.fixture(scope="module", autouse=True)
+def few_programs():
+    """Forgets what a module compiled: a process may map memory 65,530 times, and LLVM, which
+    maps each program's several times, dies where it may not."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture(scope="session")
 def home(tmp_path_factory):
     """A folder with a config, a small corpus, and the cache of compiled programs."""
