@@ -241,7 +241,7 @@ def test_an_average_is_the_mean_of_the_last(trained):
 
 def test_a_loaded_run_translates(trained):
     translator = Translator.from_workdir(trained, checkpoint="4")
-    assert same(flatten(translator.params), params_of(trained, "4"))
+    assert same(flatten(translator.models.params[0]), params_of(trained, "4"))
     assert len(translator.translate(["seven", ""], max_length=8)) == 2
 
 
