@@ -93,10 +93,17 @@ def test_checksums_tell_content_record_names_and_boundaries(tmp_path):
     assert 60 < max([first, *others]).bit_length() <= 64 and min(others) >= 0
 
 
-def test_checksums_are_of_all_blocks(folder, monkeypatch):
+@pytest.mark.parametrize("position", [0, 1500, -1])
+def test_checksums_are_of_all_blocks(folder, monkeypatch, caplog, position):
+    """Also of the last, which is shorter."""
     monkeypatch.setattr(array_files, "_BLOCK", 7)
     check(open_or_build(folder, "it", build))
     check(open_or_build(folder, "it", no_build))
+    size = (folder / "ids").stat().st_size
+    assert size % 7
+    flip(folder / "ids", position % size, 1)
+    check(open_or_build(folder, "it", build))
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
 
 
 @pytest.mark.parametrize("error", [ValueError("line 7"), FileNotFoundError(2, "no", "c.en")])
