@@ -8,7 +8,7 @@ import pathlib
 
 import pytest
 
-from transformer_jax.config import RESUMABLE, Config, differences, unknown_field
+from transformer_jax.config import RESUMABLE, Config, differences, unknown_field, with_field
 
 CONFIGS = sorted((pathlib.Path(__file__).parents[1] / "configs").glob("*.py"))
 
@@ -86,6 +86,48 @@ def test_the_longest_pair_must_fit_a_batch():
     changed("data.tokens_per_batch", 128).validate()
     assert "config.data.max_length=128" in message(changed("data.tokens_per_batch", 127))
     changed("data.tokens_per_batch", 0).validate()  # as many as the device holds
+
+
+@pytest.mark.parametrize("kind", ["rnn", "lstm", "gru"])
+def test_a_recurrent_model_cannot_read_packed_rows(kind):
+    with pytest.raises(ValueError, match=f"{kind} cannot read .*config.data.batching=bucketed"):
+        changed("model.kind", kind).validate()
+    config = changed("data.batching", "bucketed")
+    config.model.kind = kind
+    config.model.num_heads = 7  # which an RNN has none of
+    config.validate()
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "value"),
+    [
+        ("model.num_layers", "3", 3),
+        ("config.data.train", "text:a=b", "text:a=b"),
+        ("optimizer.clip_norm", "1e-1", 0.1),
+        ("model.bidirectional", "True", True),
+        ("seed", "5", 5),
+    ],
+)
+def test_a_field_is_set_from_text(name, text, value):
+    config = with_field(Config(), name, text)
+    *groups, last = name.removeprefix("config.").split(".")
+    assert getattr(getattr(config, groups[0]) if groups else config, last) == value
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "told"),
+    [
+        ("model.num_layers", "two", "model.num_layers='two' is not of type int"),
+        ("model.bidirectional", "1", "is not of type bool"),
+        ("model.layers", "2", "no field config.model.layers; did you mean config.model.num_layers"),
+        ("model", "2", "no field config.model"),
+        ("data.x.y", "2", "no field config.data.x.y"),
+        ("", "", "no field"),
+    ],
+)
+def test_text_that_sets_no_field_is_told(name, text, told):
+    with pytest.raises(ValueError, match=told):
+        with_field(Config(), name, text)
 
 
 @pytest.mark.parametrize("kind", ["bytes", "symbols"])

@@ -23,19 +23,29 @@ def _number(default, least, most=float("inf")):
 
 @dataclasses.dataclass
 class ModelConfig:
-    """The model; the defaults are the paper's base model (its Table 3)."""
+    """The model; the defaults are the paper's base model (its Table 3).
 
-    kind: str = _choice("transformer", "transformer")
+    Each kind of model reads the fields that it shares with others and its own.
+    """
+
+    kind: str = _choice("transformer", "transformer", "rnn", "lstm", "gru")
     num_layers: int = _number(6, 1)  # of the encoder, and as many of the decoder
     model_dim: int = _number(512, 2)
+    dropout_rate: float = _number(0.1, 0.0, 0.999)
+    dtype: str = _choice("float32", "float32", "bfloat16")  # of the computation
+    # Of the Transformer.
     num_heads: int = _number(8, 1)
     feed_forward_dim: int = _number(2048, 1)
-    dropout_rate: float = _number(0.1, 0.0, 0.999)
     norm: str = _choice("post", "post", "pre")  # layer norm after or before each sub-layer
     activation: str = _choice("relu", "relu", "gelu", "silu")
+    positions: str = _choice("sinusoidal", "sinusoidal", "none")
     attention_bias: bool = False
     output_bias: bool = False
-    dtype: str = _choice("float32", "float32", "bfloat16")  # of the computation
+    # Of the RNNs: rnn, lstm and gru.
+    attention: str = _choice("dot", "dot", "general", "concat", "additive", "none")
+    input_feeding: bool = False  # the attentional state into the next step; dot, general, concat
+    bidirectional: bool = False  # encoder: half the width in each direction
+    context: str = _choice("first_state", "first_state", "every_step")  # without attention
 
 
 @dataclasses.dataclass
@@ -122,7 +132,13 @@ class Config:
         for name, field, value in _leaves(self):
             _check(name, field, value)
         model = self.model
-        if model.model_dim % model.num_heads:
+        if model.kind != "transformer" and self.data.batching == "packed":
+            raise ValueError(
+                f"config.model.kind={model.kind} cannot read several pairs in a row, as "
+                "config.data.batching=packed makes them; config.data.batching=bucketed gives each "
+                "pair a row"
+            )
+        if model.kind == "transformer" and model.model_dim % model.num_heads:
             raise ValueError(
                 f"config.model.num_heads={model.num_heads} does not divide "
                 f"config.model.model_dim={model.model_dim}; heads share the width equally"
@@ -130,7 +146,7 @@ class Config:
         if model.model_dim % 2:
             raise ValueError(
                 f"config.model.model_dim={model.model_dim} is odd; sinusoidal positions come in "
-                "pairs of dimensions"
+                "pairs of dimensions, and two directions share a width"
             )
         if 0 < self.data.tokens_per_batch < self.data.max_length:
             raise ValueError(
@@ -184,6 +200,28 @@ def differences(old: Config, new: Config) -> list[str]:
         for (name, _, before), (_, _, after) in zip(_leaves(old), _leaves(new))
         if before != after and name not in RESUMABLE and not name.startswith("config.decoding.")
     ]
+
+
+def with_field(config: Config, name: str, text: str) -> Config:
+    """Sets a field, named as in "model.num_layers", to a value written as text; see `validate`.
+
+    ValueError where there is no such field, or the text is no value of its type.
+    """
+    *groups, last = name.removeprefix("config.").split(".")
+    node, fields = config, {}
+    for group in groups:
+        node = getattr(node, group, None)
+    if dataclasses.is_dataclass(node):
+        fields = {field.name: field.type for field in dataclasses.fields(node)}
+    if dataclasses.is_dataclass(fields.get(last, Config)):
+        raise ValueError(unknown_field(f"config.{name.removeprefix('config.')}"))
+    wanted = fields[last]
+    try:
+        value = {"true": True, "false": False}[text.lower()] if wanted is bool else wanted(text)
+    except (KeyError, ValueError):
+        raise ValueError(f"config.{name}={text!r} is not of type {wanted.__name__}") from None
+    setattr(node, last, value)
+    return config
 
 
 def unknown_field(name: str) -> str:

@@ -73,16 +73,16 @@ class Attention(NamedTuple):
       source_tokens: S pieces, closed by the end symbol.
       input_tokens: T pieces that the decoder reads, from the start symbol.
       target_tokens: T pieces that it predicts, closed by the end symbol.
-      encoder: [L, H, S, S].
-      decoder: [L, H, T, T].
+      encoder: [L, H, S, S], or None: RNNs have cross attention alone.
+      decoder: [L, H, T, T], or None.
       cross: [L, H, T, S].
     """
 
     source_tokens: list[str]
     input_tokens: list[str]
     target_tokens: list[str]
-    encoder: np.ndarray
-    decoder: np.ndarray
+    encoder: np.ndarray | None
+    decoder: np.ndarray | None
     cross: np.ndarray
 
 
@@ -207,7 +207,10 @@ class Translator:
 
     def options(self, **options: Any) -> SearchOptions:
         """The options, with the run's config filled in; ValueError on what cannot be."""
-        return SearchOptions(**options).resolved(self.config.decoding)
+        search = SearchOptions(**options).resolved(self.config.decoding)
+        if search.coverage_penalty:
+            self.check_attention()
+        return search
 
     def check(
         self, *, prefix: str = "", align: dict[str, Any] | None = None, **options: Any
@@ -215,7 +218,7 @@ class Translator:
         """ValueError, in one sentence, on options (also those of `align`) that cannot be."""
         self.prefix_ids(prefix, self.options(**options).max_length)
         if align is not None:
-            self._check_attention(align.get("layer"), align.get("head"))
+            self.check_attention(align.get("layer"), align.get("head"))
 
     def score(self, pairs: Sequence[tuple[str, str]], **options: Any) -> list[Score]:
         """Log-probabilities of given translations: of each (source, target) pair.
@@ -253,7 +256,7 @@ class Translator:
           skip: words in front of each source that are left out, such as a language's tag.
         """
         search = self.options(**options)
-        self._check_attention(layer, head)
+        self.check_attention(layer, head)
         ids, _ = self._encoded_pairs(list(zip(sources, targets, strict=True)), search.max_length)
         alignments: list[Any] = [None] * len(ids)
         for index, result in forced(
@@ -267,21 +270,31 @@ class Translator:
             alignments[index] = alignment.align(self.vocabulary, *ids[index], cross_TS, skip)
         return alignments
 
-    def attention(self, source: str, target: str | None = None, **options: Any) -> Attention:
-        """All attention of one sentence with a target, or with its translation."""
+    def attention(
+        self, source: str, target: str | Hypothesis | None = None, **options: Any
+    ) -> Attention:
+        """All attention of one sentence with a target, or with its translation.
+
+        Raises:
+          ValueError: the model has no attention, or a side has more tokens than `max_length`.
+        """
         search = self.options(**options)
+        self.check_attention()
         if target is None:
             target = self.translate([source], **options)[0].hypotheses[0]
-        ids, _ = self._encoded_pairs([(source, target)], search.max_length)
+        ids, (truncated,) = self._encoded_pairs([(source, target)], search.max_length)
+        if truncated:
+            raise ValueError(
+                f"{_shown(source)} or its translation has more than max_length="
+                f"{search.max_length} tokens"
+            )
         ((_, result),) = forced(
             self.models, ids, rows=8, longest=search.max_length, all_attention=True
         )
         source_ids, target_ids = ids[0]
         pieces = self.vocabulary.pieces
-        return Attention(
-            pieces(source_ids), pieces([BOS, *target_ids[:-1]]), pieces(target_ids),
-            **result.attention,
-        )  # fmt: skip
+        tokens = pieces(source_ids), pieces([BOS, *target_ids[:-1]]), pieces(target_ids)
+        return Attention(*tokens, *map(result.attention.get, ("encoder", "decoder", "cross")))
 
     def _texts(self, hypotheses: Hypotheses) -> list[Hypothesis]:
         return [
@@ -314,15 +327,22 @@ class Translator:
         truncated = [max(map(len, sides)) > max_length for sides in both]
         return [tuple(_cut(ids, max_length) for ids in sides) for sides in both], truncated
 
-    def _check_attention(self, layer: int | None, head: int | None) -> None:
-        model = self.config.model
-        counts = {"layer": model.num_layers, "head": model.num_heads}
-        if len(self.models.params) > 1:
-            counts = {"layer": len(self.models.params), "head": 1}
-        for name, number in (("layer", layer), ("head", head)):
-            if number is not None and not 0 <= number < counts[name]:
+    @property
+    def attention_shape(self) -> dict[str, tuple[int, int]]:
+        """Layers and heads of the models' attention: "encoder", "decoder", "cross", if any."""
+        return engine.merged(*self.models).attention_shape
+
+    def check_attention(self, layer: int | None = None, head: int | None = None) -> None:
+        """ValueError where there is no cross attention, or no such layer or head of it."""
+        if "cross" not in self.attention_shape:
+            raise ValueError(
+                "the model has no attention: it was trained with config.model.attention=none"
+            )
+        counts = self.attention_shape["cross"]
+        for name, number, count in zip(("layer", "head"), (layer, head), counts):
+            if number is not None and not 0 <= number < count:
                 raise ValueError(
-                    f"there is no attention {name} {number}: they are 0 to {counts[name] - 1}"
+                    f"there is no attention {name} {number}: they are 0 to {count - 1}"
                 )
 
 

@@ -31,19 +31,27 @@ def sinusoidal_positions(positions_BT: jax.Array, model_dim: int) -> jax.Array:
 class TiedEmbedding(nnx.Module):
     """The table that embeds source and target tokens and, transposed, gives the logits."""
 
-    def __init__(self, vocab_size, model_dim, *, output_bias=False, dtype=jnp.float32, rngs):
+    def __init__(
+        self, vocab_size, model_dim, *, init=None, output_bias=False, dtype=jnp.float32, rngs
+    ):
         # Standard deviation D^-0.5: the scale of sqrt(D) then gives embeddings of unit variance.
-        init = nnx.initializers.normal(model_dim**-0.5)
+        init = init or nnx.initializers.normal(model_dim**-0.5)
         self.table = nnx.Param(init(rngs.params(), (vocab_size, model_dim), jnp.float32))
         self.bias = nnx.Param(jnp.zeros(vocab_size)) if output_bias else None
         self.dtype = dtype
 
-    def embed(self, ids_BT: jax.Array, positions_BT: jax.Array) -> jax.Array:
-        """[B, T, D]: sqrt(D) times the token's row of the table, plus its position."""
+    def look_up(self, ids_BT: jax.Array) -> jax.Array:
+        """[B, T, D]: the token's row of the table."""
+        return self.table[...][ids_BT].astype(self.dtype)
+
+    def embed(self, ids_BT: jax.Array, positions_BT: jax.Array | None) -> jax.Array:
+        """[B, T, D]: sqrt(D) times the token's row of the table, plus its position if given."""
         table_VD = self.table[...]
         model_dim = table_VD.shape[1]
         embedded_BTD = table_VD[ids_BT] * model_dim**0.5
-        return (embedded_BTD + sinusoidal_positions(positions_BT, model_dim)).astype(self.dtype)
+        if positions_BT is not None:
+            embedded_BTD += sinusoidal_positions(positions_BT, model_dim)
+        return embedded_BTD.astype(self.dtype)
 
     def logits(self, hidden_BTD: jax.Array) -> jax.Array:
         """[B, T, V] float32 logits of hidden states."""

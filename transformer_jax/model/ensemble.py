@@ -18,6 +18,12 @@ class Ensemble:
     def __init__(self, models: Sequence):
         self.models = list(models)
 
+    @property
+    def attention_shape(self) -> dict[str, tuple[int, int]]:
+        """A layer of one head for each model, of the attention that all of them have."""
+        names = set.intersection(*(set(model.attention_shape) for model in self.models))
+        return {name: (len(self.models), 1) for name in sorted(names)}
+
     def encode(self, source: Tokens, key=None, return_attention=False):
         """As of one model."""
         memories = [model.encode(source, key, return_attention) for model in self.models]
@@ -60,8 +66,9 @@ def _mean_logits(logits: Sequence[jax.Array]) -> jax.Array:
 
 
 def _means(attention: Sequence[dict[str, jax.Array]]) -> dict[str, jax.Array]:
-    """[models, B, 1, T, M] each."""
+    """[models, B, 1, T, M] each, of the attention that all models have."""
     return {
         name: jnp.stack([weights[name].mean(axis=(0, 2))[:, None] for weights in attention])
         for name in attention[0]
+        if all(name in weights for weights in attention)
     }

@@ -206,10 +206,19 @@ class Transformer(nnx.Module):
         pre = config.norm == "pre"
         self.encoder_norm = layer_norm(config, rngs=rngs) if pre else None
         self.decoder_norm = layer_norm(config, rngs=rngs) if pre else None
-        self.dropout_rate = config.dropout_rate
+        self.dropout_rate, self.positions = config.dropout_rate, config.positions
+        self.num_heads = config.num_heads
 
-    def _embed(self, tokens: Tokens, key) -> jax.Array:
-        embedded_BTD = self.embedding.embed(tokens.ids, tokens.positions)
+    @property
+    def attention_shape(self) -> dict[str, tuple[int, int]]:
+        """Layers and heads of the attention that there is, by name."""
+        shape = len(self.decoder), self.num_heads
+        return {"encoder": shape, "decoder": shape, "cross": shape}
+
+    def _embed(self, ids_BT: jax.Array, positions_BT: jax.Array, key=None) -> jax.Array:
+        embedded_BTD = self.embedding.embed(
+            ids_BT, positions_BT if self.positions == "sinusoidal" else None
+        )
         return dropout(embedded_BTD, self.dropout_rate, key)
 
     def encode(self, source: Tokens, key=None, return_attention=False):
@@ -225,7 +234,7 @@ class Transformer(nnx.Module):
         """
         keys = split_or_none(key, 1 + len(self.encoder))
         mask_BSS = segment_mask(source.segments, source.segments)
-        hidden_BSD = self._embed(source, keys[0])
+        hidden_BSD = self._embed(source.ids, source.positions, keys[0])
         weights = []
         for block, block_key in zip(self.encoder, keys[1:]):
             hidden_BSD, weights_BHSS = block(hidden_BSD, mask_BSS, block_key)
@@ -252,7 +261,7 @@ class Transformer(nnx.Module):
             target.segments.shape[1]
         )
         cross_mask_BTS = segment_mask(target.segments, memory.segments)
-        hidden_BTD = self._embed(target, keys[0])
+        hidden_BTD = self._embed(target.ids, target.positions, keys[0])
         self_weights, cross_weights = [], []
         for block, block_key in zip(self.decoder, keys[1:]):
             hidden_BTD, weights_BHTT, weights_BHTS = block(
@@ -311,7 +320,7 @@ class Transformer(nnx.Module):
         history_mask_BWN = _own_history(slots_RM, position_B, width)
         write = functools.partial(_write, position_B=position_B)
         positions_BW = jnp.broadcast_to(position_B[:, None], token_BW.shape)
-        hidden_BWD = self.embedding.embed(token_BW, positions_BW)
+        hidden_BWD = self._embed(token_BW, positions_BW)
         cross_mask_B1S = (context.segments != 0)[:, None, :]
         histories, weights = [], []
         for block, history, cross in zip(self.decoder, context.history, context.cross):

@@ -21,7 +21,7 @@ from orbax.checkpoint import checkpoint_managers
 
 from transformer_jax.config import Config
 from transformer_jax.data.vocabulary import Vocabulary
-from transformer_jax.model.transformer import Transformer
+from transformer_jax.model.build import build
 
 CONFIG_FILE, VOCABULARY_FILE, FOLDER = "config.json", "vocabulary.model", "checkpoints"
 
@@ -217,9 +217,7 @@ def read_config(workdir: pathlib.Path) -> Config:
 
 def abstract_model(config: Config, vocab_size: int) -> tuple[nnx.GraphDef, Any]:
     """Graph definition and parameter shapes of a config's model, without any memory."""
-    return nnx.split(
-        nnx.eval_shape(lambda: Transformer(config.model, vocab_size, rngs=nnx.Rngs(0)))
-    )
+    return nnx.split(nnx.eval_shape(lambda: build(config.model, vocab_size, rngs=nnx.Rngs(0))))
 
 
 def load_run(

@@ -18,7 +18,7 @@ from transformer_jax.config import Config
 from transformer_jax.decoding.engine import Models
 from transformer_jax.decoding.translator import Translator
 from transformer_jax.evaluation import score_translator
-from transformer_jax.model.transformer import Transformer
+from transformer_jax.model.build import build
 from transformer_jax.training.checkpoint import Checkpoints, abstract_model, flatten, load_run
 from transformer_jax.training.metrics import Meter, MetricLog
 from transformer_jax.training.optimizer import learning_rate_schedule, make_optimizer
@@ -274,7 +274,7 @@ def _initial(config: Config, vocab_size: int) -> tuple[nnx.GraphDef, Any]:
     """Graph definition and first parameters of a config's model."""
 
     def parameters():
-        return nnx.split(Transformer(config.model, vocab_size, rngs=nnx.Rngs(config.seed)))[1]
+        return nnx.split(build(config.model, vocab_size, rngs=nnx.Rngs(config.seed)))[1]
 
     # In one program: each layer's arrays made one by one would compile by the hundred.
     return abstract_model(config, vocab_size)[0], jax.jit(parameters)()
