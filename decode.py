@@ -4,7 +4,8 @@ Each line is answered in order as soon as it is done (with --alignments, as soon
 that came with it), also on a pipe that never ends. With --score_pairs the lines are source,
 tab and target, and come out with their log-probability. With --corpus a corpus' source side
 is translated, and with --score too the translations are scored against the target side and
-one JSON line is printed.
+one JSON line is printed. With --attention_html a page is written, once all lines are
+translated, that shows what the model attended to.
 """
 
 import contextlib
@@ -48,6 +49,9 @@ _LAYER = flags.DEFINE_integer(
     "alignment_layer", None, "Layer of the cross attention, from 0; default: the mean of all."
 )
 _HEAD = flags.DEFINE_integer("alignment_head", None, "Head, from 0; default: the mean of all.")
+_ATTENTION_HTML = flags.DEFINE_string(
+    "attention_html", "", "Page to write, for a browser: attention of the first 100 lines."
+)
 _SCORES = flags.DEFINE_bool("scores", False, "Put score and log-probability before each text.")
 _READING = [
     flags.DEFINE_integer(
@@ -85,6 +89,7 @@ flags.register_validator("workdir", all, "the name of a folder was wanted")
 
 def main(_) -> None:
     from transformer_jax.data.corpus import read_corpus
+    from transformer_jax.decoding.attention_lines import AttentionLines, check_page
     from transformer_jax.decoding.stream import (
         MOST,
         Texts,
@@ -103,6 +108,8 @@ def main(_) -> None:
     options = {flag.name: flag.value for flag in _READING + _SEARCH if flag.value is not None}
     with contextlib.ExitStack() as files:
         lines = None if _CORPUS.value else files.enter_context(_opened_input())
+        if _ATTENTION_HTML.value:
+            check_page(_ATTENTION_HTML.value, _open_files())
         prefixes = itertools.repeat(_PREFIX.value) if _PREFIX.value else None
         if name := _PREFIX_FILE.value:
             prefix_lines = files.enter_context(open(name, "rb"))
@@ -129,6 +136,9 @@ def main(_) -> None:
             groups = arriving(lines)
             texts = to_texts.groups(_one_by_one(groups) if _INTERACTIVE.value else groups)
             pairs = pairs_of(texts)
+        attention = None
+        if _ATTENTION_HTML.value:
+            attention = AttentionLines(translator, name=name, max_length=options.get("max_length"))
         output = files.enter_context(_opened_output())
         writer = Writer(
             output, translator.vocabulary, as_json=_FORMAT.value == "json", scores=_SCORES.value
@@ -142,9 +152,11 @@ def main(_) -> None:
         else:
             # Neither among the answers nor among the lines of a log.
             progress = not _INTERACTIVE.value and sys.stderr.isatty() and not output.isatty()
-            translate_lines(
-                translator, texts, writer, prefixes=prefixes, progress=progress, **settings
-            )
+            more = {"prefixes": prefixes, "attention": attention, "progress": progress}
+            translate_lines(translator, texts, writer, **more, **settings)
+        if attention is not None:
+            names = [os.path.basename(os.path.realpath(folder)) for folder in _WORKDIR.value]
+            attention.write(_ATTENTION_HTML.value, f"Attention of {', '.join(names)}")
 
 
 def _check_flags() -> None:
@@ -155,8 +167,8 @@ def _check_flags() -> None:
         raise ValueError("--target_language is for lines; a corpus says its own, as in @en-de")
     prefixes = (_PREFIX, _PREFIX_FILE)
     for one, others in (
-        (_SCORE, (_SCORE_PAIRS, _ALIGNMENTS, _SCORES, _FORMAT, *prefixes)),
-        (_SCORE_PAIRS, (_SCORES, *prefixes, *_SEARCH)),
+        (_SCORE, (_SCORE_PAIRS, _ALIGNMENTS, _ATTENTION_HTML, _SCORES, _FORMAT, *prefixes)),
+        (_SCORE_PAIRS, (_ATTENTION_HTML, _SCORES, *prefixes, *_SEARCH)),
         (_CORPUS, (_INPUT, _INTERACTIVE)),
         (_INPUT, (_INTERACTIVE,)),
         (_PREFIX, (_PREFIX_FILE,)),
@@ -179,6 +191,15 @@ def _opened_input() -> contextlib.AbstractContextManager[BinaryIO]:
             if file != "" and os.path.samestat(os.stat(file), os.stat(_OUTPUT.value)):
                 raise ValueError(f"--output={_OUTPUT.value} is the {name}, and would be lost")
     return open(_INPUT.value, "rb") if _INPUT.value else contextlib.nullcontext(sys.stdin.buffer)
+
+
+def _open_files() -> dict[str, str | int]:
+    """The files that are read and written, but for the page of attention."""
+    files = {"prefix file": _PREFIX_FILE.value, "input": _INPUT.value, "output": _OUTPUT.value}
+    for name, stream in (("input", sys.stdin), ("output", sys.stdout)):
+        if not files[name] and stream is not None:
+            files[name] = stream.fileno()
+    return {name: file for name, file in files.items() if file != ""}
 
 
 def _opened_output() -> contextlib.AbstractContextManager[BinaryIO]:

@@ -1,6 +1,8 @@
 """decode.py as a user runs it."""
 
 import json
+import os
+import re
 import shutil
 import signal
 
@@ -32,6 +34,37 @@ def test_json_lines_say_all_there_is(trained, home):
     assert best["text"].startswith("ein") and best["score"] < 0 and best["tokens"]
     assert best["alignment"]["source_words"] == ["two", "hundred", "one"]
     assert [hypothesis["text"] for hypothesis in empty["hypotheses"]] == ["", ""]
+
+
+def test_a_page_of_attention_is_written_beside_the_translations(trained, home, tmp_path):
+    page = tmp_path / "page.html"
+    text = f"seven\n\n{'seven ' * 40}\ntwo hundred one\n"
+    flags = [f"--workdir={trained[0]}", f"--attention_html={page}"]
+    process = run(home, "decode.py", *flags, text=text)
+    assert process.returncode == 0
+    assert process.stdout.split("\n")[:-1] == decode(trained, home, text=text)
+    cut, left_out = process.stderr.splitlines()
+    assert cut == "standard input, line 3: longer than max_length; its end was not read"
+    assert left_out.startswith("standard input, line 3: 'seven seven")
+    assert left_out.endswith("more than max_length=32 tokens; left out of the page of attention")
+    written = page.read_text(encoding="utf-8")
+    assert re.findall('"text":"([^"]*)"', written) == ["seven", "two hundred one"]
+    assert '"shape":[1,2,' in written and "<title>Attention of run</title>" in written
+    assert os.listdir(tmp_path) == ["page.html"]
+    both = decode(trained, home, flags[0], flags[1])
+    assert both == decode(trained, home)
+    assert '"shape":[2,1,' in page.read_text(encoding="utf-8")
+
+
+def test_an_end_before_the_end_leaves_no_page(trained, home, tmp_path):
+    page = f"--attention_html={tmp_path / 'page.html'}"
+    with start(home, "decode.py", f"--workdir={trained[0]}", page) as process:
+        process.stdin.write("seven\n")
+        process.stdin.flush()
+        assert process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == -signal.SIGINT
+    assert os.listdir(tmp_path) == []
 
 
 def test_an_ensemble_of_a_model_with_itself_is_that_model(trained, home):
@@ -103,10 +136,11 @@ def test_scores_are_one_json_line(trained, home):
     assert {"chrf", "exact_match", "seconds", "bleu_signature"} <= scores.keys()
 
 
-def test_the_input_is_not_overwritten(trained, home):
+@pytest.mark.parametrize("flag", ["output", "attention_html"])
+def test_the_input_is_not_overwritten(trained, home, flag):
     both = home / "both"
     both.write_text("seven\n")
-    command = ["decode.py", f"--workdir={trained[0]}", f"--output={both}"]
+    command = ["decode.py", f"--workdir={trained[0]}", f"--{flag}={both}"]
     with both.open() as file, start(home, *command, stdin=file) as process:
         _, err = process.communicate(timeout=120)
     assert process.returncode == 1 and "is the input, and would be lost" in err
@@ -148,6 +182,10 @@ def test_a_run_without_a_checkpoint_cannot_decode(trained, home, tmp_path):
         (["--score_pairs", "--n_best=2"], "--score_pairs and --n_best do not go together"),
         (["--alignments", "--alignment_head=2"], "no attention head 2: they are 0 to 1"),
         (["--prefix=\u4e00"], "the vocabulary cannot spell the prefix"),
+        (["--attention_html=."], "--attention_html=. is not a file"),
+        (["--attention_html=no/page"], "--attention_html=no/page cannot be written: No such file"),
+        (["--attention_html=a", "--score_pairs"], "--attention_html do not go together"),
+        (["--attention_html=a", "--score", "--corpus=text:a"], "--attention_html do not go tog"),
         ([f"--prefix={'sieben ' * 40}"], "leaves no room in max_length=32"),
     ],
 )

@@ -338,3 +338,14 @@ def test_alignments_are_those_of_their_own_hypotheses():
     assert lines.decode().splitlines() == [
         f"{c}{n} ||| {ord(c)}-{n}" for c in "ABC" for n in range(2)
     ]
+
+
+def test_the_best_translations_are_given_to_a_page_of_attention():
+    class Page:
+        lines: dict[int, tuple[str, str, float]] = {}
+
+        def add(self, number, source, hypothesis):
+            self.lines[number] = source, hypothesis.text, hypothesis.score
+
+    translated(["a", "b"], ["c"], attention=Page(), n_best=2)
+    assert Page.lines == {1: ("a", "A", 0.0), 2: ("b", "B", 0.0), 3: ("c", "C", 0.0)}

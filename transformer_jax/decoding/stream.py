@@ -14,6 +14,7 @@ from tqdm import tqdm
 from transformer_jax.data.corpus import language_tag
 from transformer_jax.data.vocabulary import Vocabulary
 from transformer_jax.decoding.alignment import Alignment
+from transformer_jax.decoding.attention_lines import AttentionLines
 from transformer_jax.decoding.translator import Score, Translation, Translator
 
 logger = logging.getLogger(__name__)
@@ -180,6 +181,7 @@ def translate_lines(
     name: str,
     prefixes: Iterator[str] | None = None,
     align: dict[str, Any] | None = None,
+    attention: AttentionLines | None = None,
     progress: bool = False,
     **options: Any,
 ) -> None:
@@ -193,6 +195,7 @@ def translate_lines(
       prefixes: beginnings of the translations, one a line; None = none. One that cannot be
         is warned of, and its line's translation is empty.
       align: options of `Translator.align`, if alignments are wanted.
+      attention: takes the best translation of each line.
       progress: draw a bar.
 
     Raises:
@@ -219,6 +222,8 @@ def translate_lines(
                 found[index] = translation
                 if translation.truncated:
                     _warn_truncated(name, done + index + 1)
+                if attention is not None:
+                    attention.add(done + index + 1, lines[index], translation.hypotheses[0])
                 while align is None and written in found:
                     writer.translation(group[written], found.pop(written))
                     written += 1
