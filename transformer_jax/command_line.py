@@ -27,7 +27,7 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
     cache_compilations()
 
     def main_or_sentence(argv: Sequence[str]) -> int | None:
-        _log_to_stderr()
+        log_to_stderr()
         # As an exception, so that what is half written is removed.
         signal.signal(signal.SIGTERM, lambda *_: _end("terminated", 128 + signal.SIGTERM))
         try:
@@ -61,7 +61,7 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
     app.run(main_or_sentence, flags_parser=_parse_flags)
 
 
-def _log_to_stderr() -> None:
+def log_to_stderr() -> None:
     """Our own messages, bare; of the libraries' only what went wrong.
 
     Orbax and TensorFlow Datasets tell each step of theirs through absl, which `app.run`

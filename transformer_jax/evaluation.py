@@ -17,6 +17,11 @@ logger = logging.getLogger(__name__)
 _TOKENIZERS = {"zh": "zh", "ja": "char", "th": "char"}
 
 
+def bleu_metric(target_language: str) -> BLEU:
+    """sacrebleu's BLEU with the tokenizer that fits the language, such as zh or zh_CN."""
+    return BLEU(tokenize=_TOKENIZERS.get(target_language.partition("_")[0], "13a"))
+
+
 def score(
     hypotheses: Sequence[str], references: Sequence[str], target_language: str
 ) -> dict[str, float | int | str]:
@@ -28,8 +33,7 @@ def score(
     """
     if not hypotheses:
         raise ValueError("there is no sentence to score")
-    bleu = BLEU(tokenize=_TOKENIZERS.get(target_language.partition("_")[0], "13a"))
-    chrf = CHRF()
+    bleu, chrf = bleu_metric(target_language), CHRF()
     matches = sum(h.strip() == r.strip() for h, r in zip(hypotheses, references, strict=True))
     return {
         "bleu": bleu.corpus_score(hypotheses, [references]).score,

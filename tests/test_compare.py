@@ -1,0 +1,137 @@
+"""python -m transformer_jax.compare as a process: a run that fails, going on, bad input."""
+
+import json
+
+import pytest
+from commands import run
+
+CONFIG = """
+from transformer_jax.config import Config
+
+def get_config(name):
+    config = Config()
+    config.model.kind = name.partition("_")[0]
+    config.model.attention = name.partition("_")[2] or "none"
+    config.model.num_layers, config.model.model_dim, config.model.num_heads = 1, 16, 2
+    config.model.feed_forward_dim = 16
+    config.data.train, config.data.valid = "numbers:train", "text:{corpus}"
+    config.data.test = "text:{corpus}"
+    config.data.vocab_size, config.data.vocabulary_kind, config.data.max_pairs = 100, "bpe", 300
+    config.data.tokens_per_batch, config.data.num_buckets = 256, 1
+    config.data.batching = "bucketed"
+    config.training.num_steps, config.training.log_every, config.training.eval_every = 6, 2, 4
+    config.decoding.max_length, config.decoding.rows, config.decoding.beam_size = 32, 8, 2
+    if name == "rnn_dot":  # the first update makes numbers that are none
+        config.optimizer.learning_rate, config.optimizer.warmup_steps = 1e38, 1
+    return config
+"""
+TOKENS = "--target_tokens=1000"
+
+
+@pytest.fixture(scope="module")
+def config(home):
+    path = home / "compared.py"
+    path.write_text(CONFIG.format(corpus=home / "corpus"))
+    return path
+
+
+def compare(home, workdir, config, names, *flags):
+    configs = ",".join(f"{config}:{name}" for name in names)
+    return run(
+        home,
+        "-m",
+        "transformer_jax.compare",
+        f"--workdir={workdir}",
+        f"--configs={configs}",
+        *flags,
+    )
+
+
+@pytest.fixture(scope="module")
+def compared(home, config):
+    """A comparison of which one run fails, and what its process left."""
+    workdir = home / "comparison"
+    names = ("lstm_dot", "rnn_dot", "transformer")
+    return workdir, names, compare(home, workdir, config, names, TOKENS)
+
+
+def test_the_others_go_on_where_a_run_fails_and_the_report_says_it(compared):
+    workdir, names, done = compared
+    assert done.returncode == 1, done.stderr
+    runs = json.loads((workdir / "comparison.json").read_text())["runs"]
+    assert [one["name"] for one in runs] == list(names)
+    assert [one["status"] for one in runs] == ["done", "failed", "done"]
+    assert "is not finite" in runs[1]["error"] and "is not finite" in done.stdout
+    page = (workdir / "report.html").read_text()
+    assert "is not finite" in page and all(name in page for name in names)
+    assert "Traceback" not in done.stderr
+
+
+def test_the_report_has_all_that_was_measured(compared):
+    comparison = json.loads((compared[0] / "comparison.json").read_text())
+    first, _, last = comparison["runs"]
+    assert first["target_tokens"] == pytest.approx(1000, rel=0.15)
+    assert first["updates"] == last["updates"]
+    for one in (first, last):
+        assert one["train_tokens_per_s"] > 0 and one["decode_tokens_per_s"] > 0
+        assert one["parameters"] > 1000 and one["seconds_per_epoch"] > 0 and one["pairs"] == 300
+        assert one["loss_curve"][-1]["loss"] > 0 and one["valid_curve"][-1]["bleu"] >= 0
+        assert sum(part["sentences"] for part in one["by_length"]) == 3
+        assert len(one["gradient_by_distance"]) == 64
+        for sample in one["samples"]:
+            attention = sample["attention"]
+            assert len(attention["weights"]) == len(attention["target_tokens"])
+            for row in attention["weights"]:
+                assert len(row) == len(attention["source_tokens"])
+                assert sum(row) == pytest.approx(1, abs=0.01)
+    (test,) = comparison["significance"]
+    assert (test["first"], test["second"]) == ("lstm_dot", "transformer")
+    assert {cost["layer"] for cost in comparison["layer_costs"]} == {"self-attention", "lstm"}
+    assert "tanh RNN" in comparison["initial_gradients"]
+
+
+def test_the_same_command_goes_on_and_measures_nothing_twice(home, config, compared):
+    """With one run on fewer pairs, and the failed one left out."""
+    workdir, _, _ = compared
+    before = json.loads((workdir / "comparison.json").read_text())
+    flags = (TOKENS, "--pairs=60")
+    done = compare(home, workdir, config, ("lstm_dot", "lstm"), *flags)
+    assert done.returncode == 0, done.stderr
+    after = json.loads((workdir / "comparison.json").read_text())
+    assert after["runs"][0] == before["runs"][0]
+    assert after["layer_costs"] == before["layer_costs"]
+    assert [(one["name"], one["pairs"], one["limited"]) for one in after["runs"]] == [
+        ("lstm_dot", 300, False),
+        ("lstm", 300, False),
+        ("lstm_dot", 60, True),
+        ("lstm", 60, True),
+    ]
+    assert all(sample["attention"] is None for sample in after["runs"][1]["samples"])
+    vocabularies = {
+        (workdir / name / "vocabulary.model").read_bytes() for name in ("lstm_dot", "lstm_dot-60")
+    }
+    assert len(vocabularies) == 1
+
+
+@pytest.mark.parametrize(
+    ("names", "flags", "told"),
+    [
+        (["lstm"], [], "one of --target_tokens and --train_seconds"),
+        (["lstm"], [TOKENS, "--train_seconds=5"], "one of --target_tokens and --train_seconds"),
+        (["lstm"], [TOKENS, "--pairs=many"], "'many' is not a number of pairs"),
+        (["lstm"], [TOKENS, "--override=data.batching=packed"], "cannot read several pairs"),
+        (["lstm"], [TOKENS, "--override=data.test=text:nowhere"], "nowhere.en"),
+        (["lstm_dot"], ["--target_tokens=999"], "with --target_tokens=1000, not"),
+        (["lstm_dot"], [TOKENS, "--override=seed=1"], "trained with another config"),
+    ],
+)
+def test_bad_input_gets_one_sentence_and_changes_nothing(
+    home, config, compared, names, flags, told
+):
+    workdir, _, _ = compared
+    before = (workdir / "comparison.json").read_bytes()
+    done = compare(home, workdir, config, names, *flags)
+    assert done.returncode in (1, 2) and done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: ") and told in line
+    assert (workdir / "comparison.json").read_bytes() == before

@@ -1,0 +1,232 @@
+"""A comparison from its configs to its report, going on where it stopped."""
+
+import contextlib
+import dataclasses
+import datetime
+import json
+import logging
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from transformer_jax.compare import gradients, layer_cost, quality, report, runs
+from transformer_jax.compare.children import ChildError, in_child
+from transformer_jax.compare.plan import Budget, Run, plan
+from transformer_jax.config import Config
+
+logger = logging.getLogger(__name__)
+
+PLAN_FILE, DATA_FILE, REPORT_FILE = "budget.json", "comparison.json", "report.html"
+_RESULT_FILE, _SPEED_FILE = "result.json", "speed.json"
+_SAMPLES = 5  # sentences that are shown as each model translates them
+
+
+class Stopped(Exception):
+    """The user stopped it; its argument is the exit status."""
+
+
+def compare(
+    configs: Sequence[str],
+    workdir: pathlib.Path,
+    budget: Budget,
+    *,
+    overrides: Sequence[str] = (),
+    pairs: Sequence[int] = (),
+    command: str = "",
+) -> dict[str, Any]:
+    """Trains what has not been trained, measures what has not been measured, and reports.
+
+    All that is done is kept in the workdir, a folder a run: the same call goes on. Speeds are
+    measured when all runs are trained, one after the other; where WORKDIR/*/speed.json is
+    deleted, they are measured again.
+
+    Args:
+      configs, workdir, overrides, pairs: as `plan` takes them.
+      budget: of each run, the same for all.
+      command: by which it can be made again, for the report.
+
+    Returns:
+      What is in comparison.json; see `report.report`.
+
+    Raises:
+      ValueError, OSError: what the user can mend, before anything is trained.
+      Stopped: a signal ended a run; what it has done is kept.
+    """
+    planned = plan(configs, workdir, overrides=overrides, pairs=pairs)
+    workdir.mkdir(parents=True, exist_ok=True)
+    _keep_budget(workdir / PLAN_FILE, budget)
+    test = runs.read_pairs(planned[0].config, planned[0].config.data.test)
+    if not test:
+        raise ValueError(f"the test corpus {planned[0].config.data.test} is empty")
+    samples = _spread([len(pair.source.split()) for pair in test])
+    results = [_trained(run, budget, samples, number, planned) for number, run in
+               enumerate(planned, 1)]  # fmt: skip
+    for run, result in zip(planned, results):
+        if result["status"] == "done":
+            result |= _measured_speed(run)
+    comparison = {
+        "date": datetime.date.today().isoformat(),
+        "machine": in_child(runs.machine),
+        "command": command,
+        "budget": {name: value or None for name, value in budget._asdict().items()},
+        "test": {
+            "corpus": planned[0].config.data.test,
+            "sentences": len(test),
+            "source_language": planned[0].config.data.source_language,
+            "target_language": planned[0].config.data.target_language,
+        },
+        "runs": [_scored(result, test, planned[0].config) for result in results],
+        "significance": _neighbours(results, test, planned[0].config),
+        **_measured_layers(workdir, planned[0].config),
+    }
+    _write(workdir / DATA_FILE, json.dumps(comparison, ensure_ascii=False, indent=1) + "\n")
+    _write(workdir / REPORT_FILE, report.report(comparison))
+    return comparison
+
+
+def _keep_budget(path: pathlib.Path, budget: Budget) -> None:
+    """Keeps the budget of a new comparison; ValueError where it is not that of an old one."""
+    if path.exists():
+        before = Budget(**json.loads(path.read_text()))
+        if before != budget:
+            raise ValueError(
+                f"{path.parent} is a comparison of runs with "
+                f"{_stated(before)}, not {_stated(budget)}: choose another --workdir"
+            )
+    _write(path, json.dumps(budget._asdict()) + "\n")
+
+
+def _stated(budget: Budget) -> str:
+    if budget.train_seconds:
+        return f"--train_seconds={budget.train_seconds:g}"
+    return f"--target_tokens={budget.target_tokens}"
+
+
+def _spread(lengths: Sequence[int]) -> list[int]:
+    """Numbers of sentences from short to long, as a fixed choice."""
+    order = np.argsort(lengths, kind="stable")
+    places = np.linspace(0.1, 0.98, min(_SAMPLES, len(order))) * (len(order) - 1)
+    return [int(order[round(place)]) for place in places]
+
+
+def _trained(
+    run: Run, budget: Budget, samples: list[int], number: int, planned: list[Run]
+) -> dict[str, Any]:
+    """Trains and evaluates a run, unless it is done; a failure is part of the result."""
+    limited = run.vocabulary_of is not None
+    result = {
+        "name": run.name,
+        "config": dataclasses.asdict(run.config),
+        "limited": limited,
+        "pairs": run.config.data.max_pairs or None,
+        "status": "failed",
+        "error": "",
+    }
+    logger.info("run %d of %d: %s", number, len(planned), run.workdir.name)
+
+    def train_and_evaluate() -> dict[str, Any]:
+        status = in_child(runs.run_training, run, budget)
+        if status:
+            raise Stopped(status)
+        return in_child(runs.evaluate, run, samples)
+
+    try:
+        return result | _kept(run.workdir / _RESULT_FILE, train_and_evaluate) | {"status": "done"}
+    except ChildError as error:
+        logger.error("%s failed: %s", run.workdir.name, error)
+        return result | {"error": str(error)}
+
+
+def _measured_speed(run: Run) -> dict[str, Any]:
+    logger.info("measuring the speed of %s", run.workdir.name)
+    try:
+        return _kept(run.workdir / _SPEED_FILE, lambda: in_child(runs.speed, run))
+    except ChildError as error:
+        logger.error("the speed of %s was not measured: %s", run.workdir.name, error)
+        return {"train_tokens_per_s": None, "decode_tokens_per_s": None}
+
+
+def _measured_layers(workdir: pathlib.Path, config: Config) -> dict[str, Any]:
+    """What does not depend on the runs."""
+
+    def measure() -> dict[str, Any]:
+        logger.info("measuring gradients and layers")
+        width = max(config.model.model_dim // 8 * 8, 8)
+        length = runs.GRADIENT_LENGTH
+        return {
+            "initial_gradients": in_child(gradients.initial_gradients, width, 1000, length),
+            "layer_costs": in_child(layer_cost.layer_costs),
+        }
+
+    try:
+        return _kept(workdir / "layers.json", measure)
+    except ChildError as error:
+        logger.error("gradients and layers were not measured: %s", error)
+        return {"initial_gradients": {}, "layer_costs": []}
+
+
+def _scored(result: dict[str, Any], test: Sequence, config: Config) -> dict[str, Any]:
+    """A result as in the report: scores in place of translations."""
+    result = dict(result)
+    hypotheses = result.pop("hypotheses", None)
+    if hypotheses is None:
+        return result
+    sources, references = ([pair[side] for pair in test] for side in (0, 1))
+    language = config.data.target_language
+    return (
+        _timed(result)
+        | quality.corpus_scores(hypotheses, references, language)
+        | {"by_length": quality.by_length(sources, hypotheses, references, language)}
+    )
+
+
+def _timed(result: dict[str, Any]) -> dict[str, Any]:
+    """With times, which are target tokens at the speed that was measured after all training.
+
+    The time that a run took also depends on what else the machine did meanwhile.
+    """
+    per_s = result["train_tokens_per_s"]
+
+    def seconds(tokens: int | None) -> float | None:
+        return tokens / per_s if per_s and tokens is not None else None
+
+    curves = {
+        name: [point | {"seconds": seconds(point["target_tokens"])} for point in result[name]]
+        for name in ("loss_curve", "valid_curve")
+    }
+    times = {
+        "train_seconds": seconds(result["target_tokens"]),
+        "seconds_per_epoch": seconds(result.pop("epoch_tokens")),
+    }
+    return result | curves | times
+
+
+def _neighbours(results: list[dict[str, Any]], test: Sequence, config: Config) -> list[dict]:
+    """The significance of the difference between each run and the next that is done."""
+    done = [r for r in results if r["status"] == "done" and not r["limited"]]
+    references = [pair.target for pair in test]
+    language = config.data.target_language
+    return [
+        {"first": one["name"], "second": other["name"]}
+        | quality.significance(one["hypotheses"], other["hypotheses"], references, language)
+        for one, other in zip(done, done[1:])
+    ]
+
+
+def _kept(path: pathlib.Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What a file holds, or else what `make` returns, which the file then holds."""
+    with contextlib.suppress(FileNotFoundError, json.JSONDecodeError):
+        return json.loads(path.read_text())
+    made = make()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _write(path, json.dumps(made, ensure_ascii=False) + "\n")
+    return made
+
+
+def _write(path: pathlib.Path, text: str) -> None:
+    """The file, whole or not at all."""
+    aside = path.with_suffix(".tmp")
+    aside.write_text(text, encoding="utf-8")
+    aside.rename(path)
