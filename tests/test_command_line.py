@@ -91,6 +91,7 @@ MISTAKES = {
     "ill-typed value": ((*TRAIN, "--config.model.num_layers=two"), "num_layers"),
     "a fraction for an int": ((*TRAIN, "--config.model.num_layers=2.5"), "num_layers"),
     "heads": ((*TRAIN, "--config.model.num_heads=3"), "config.model.num_heads=3 does not divide"),
+    "packed rows for an RNN": ((*TRAIN, "--config.model.kind=gru"), "batching=bucketed gives"),
     "misspelt flag": ((*TRAIN, "--workdirr=x"), "workdirr"),
     "stray argument": ((*TRAIN, "now"), "unexpected argument 'now'"),
     "no config file": (("train.py", "--config={home}/no.py", "--workdir={home}/new"), "no.py"),

@@ -1,9 +1,10 @@
 """python -m transformer_jax.compare as a process: a run that fails, going on, bad input."""
 
 import json
+import re
 
 import pytest
-from commands import run
+from commands import run, start
 
 CONFIG = """
 from transformer_jax.config import Config
@@ -90,14 +91,18 @@ def test_the_report_has_all_that_was_measured(compared):
     assert "tanh RNN" in comparison["initial_gradients"]
 
 
-def test_the_same_command_goes_on_and_measures_nothing_twice(home, config, compared):
-    """With one run on fewer pairs, and the failed one left out."""
+@pytest.fixture(scope="module")
+def compared_again(home, config, compared):
+    """The same with other runs, one of them on fewer pairs, and the failed one left out."""
     workdir, _, _ = compared
     before = json.loads((workdir / "comparison.json").read_text())
-    flags = (TOKENS, "--pairs=60")
-    done = compare(home, workdir, config, ("lstm_dot", "lstm"), *flags)
+    done = compare(home, workdir, config, ("lstm_dot", "lstm"), TOKENS, "--pairs=60")
     assert done.returncode == 0, done.stderr
-    after = json.loads((workdir / "comparison.json").read_text())
+    return workdir, before, json.loads((workdir / "comparison.json").read_text())
+
+
+def test_the_same_command_goes_on_and_measures_nothing_twice(compared_again):
+    workdir, before, after = compared_again
     assert after["runs"][0] == before["runs"][0]
     assert after["layer_costs"] == before["layer_costs"]
     assert [(one["name"], one["pairs"], one["limited"]) for one in after["runs"]] == [
@@ -111,6 +116,19 @@ def test_the_same_command_goes_on_and_measures_nothing_twice(home, config, compa
         (workdir / name / "vocabulary.model").read_bytes() for name in ("lstm_dot", "lstm_dot-60")
     }
     assert len(vocabularies) == 1
+
+
+@pytest.mark.parametrize("flag", ["--alignments", "--attention_html=page.html"])
+def test_a_model_without_attention_is_asked_for_it_in_vain(home, compared_again, flag, tmp_path):
+    """By a run of the comparison, which is one as train.py leaves it."""
+    flags = [
+        flag.replace("page", str(tmp_path / "page")),
+        f"--workdir={compared_again[0] / 'lstm'}",
+    ]
+    done = run(home, "decode.py", *flags, text="seven\n")
+    assert done.returncode == 1 and done.stdout == ""
+    assert "error: the model has no attention" in done.stderr and "Traceback" not in done.stderr
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
@@ -135,3 +153,51 @@ def test_bad_input_gets_one_sentence_and_changes_nothing(
     (line,) = done.stderr.splitlines()
     assert line.startswith("error: ") and told in line
     assert (workdir / "comparison.json").read_bytes() == before
+
+
+def test_sigterm_saves_and_the_same_command_goes_on(home, config, tmp_path):
+    command = (
+        "-m", "transformer_jax.compare", f"--workdir={tmp_path}", f"--configs={config}:gru",
+        "--target_tokens=200000", "--override=training.log_every=2",
+    )  # fmt: skip
+    with start(home, *command) as process:
+        for line in process.stderr:
+            if "step 4:" in line:
+                process.terminate()
+                break
+        _, err = process.communicate(timeout=120)
+    assert process.returncode == 143 and "Traceback" not in err
+    assert not (tmp_path / "report.html").exists()
+    # The child has saved, and no longer holds the run.
+    stopped = int(re.search(r"stopped by SIGTERM at step (\d+)", err)[1])
+    with start(home, *command) as process:
+        for line in process.stderr:
+            if "resuming after step" in line:
+                assert f"resuming after step {stopped}" in line
+                process.terminate()
+                break
+        _, err = process.communicate(timeout=120)
+    assert process.returncode == 143
+
+
+def test_another_test_corpus_is_translated_anew(home, config, compared_again):
+    """And not scored with the translations of the one before."""
+    workdir, _, before = compared_again
+    for language, lines in (("en", "two\nnine\n"), ("de", "zwei\nneun\n")):
+        (home / f"other.{language}").write_text(lines)
+    override = f"--override=data.test=text:{home / 'other'}"
+    done = compare(home, workdir, config, ("lstm_dot", "lstm"), TOKENS, override)
+    assert done.returncode == 0, done.stderr
+    after = json.loads((workdir / "comparison.json").read_text())
+    assert after["test"]["sentences"] == 2
+    shown = {sample["source"] for sample in after["runs"][0]["samples"]}
+    assert shown == {"two", "nine"}
+    assert after["runs"][0]["loss_curve"] == before["runs"][0]["loss_curve"]
+
+
+def test_a_run_of_another_kind_is_not_taken_over(home, config, trained, tmp_path):
+    """One that train.py made may have had any budget."""
+    (tmp_path / "gru").symlink_to(trained[0])
+    done = compare(home, tmp_path, config, ["gru"], TOKENS)
+    assert done.returncode == 1 and done.stderr.startswith("error: ")
+    assert not (tmp_path / "budget.json").exists()

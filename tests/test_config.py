@@ -96,6 +96,14 @@ def test_a_recurrent_model_cannot_read_packed_rows(kind):
     config.model.kind = kind
     config.model.num_heads = 7  # which an RNN has none of
     config.validate()
+    config.model.attention, config.model.input_feeding = "additive", True
+    with pytest.raises(ValueError, match="input_feeding=True feeds .*attention=additive"):
+        config.validate()
+    config.model.input_feeding, config.model.context = False, "every_step"
+    with pytest.raises(ValueError, match="context=every_step .*attention=additive"):
+        config.validate()
+    config.model.attention = "none"
+    config.validate()
 
 
 @pytest.mark.parametrize(
@@ -153,6 +161,7 @@ def test_json_round_trip_keeps_every_field():
             else:
                 setattr(node, field.name, not value if isinstance(value, bool) else value or 1)
     config.seed, config.optimizer.epsilon = 7, 1.2345678901234567e-9
+    config.model.kind = "transformer"  # of an RNN the last choices do not go together
     config.data.vocabulary_kind = "bpe"  # the last choice has no other segmentations to draw
     assert Config.from_json(config.to_json()) == config != Config()
 

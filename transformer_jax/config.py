@@ -132,13 +132,9 @@ class Config:
         for name, field, value in _leaves(self):
             _check(name, field, value)
         model = self.model
-        if model.kind != "transformer" and self.data.batching == "packed":
-            raise ValueError(
-                f"config.model.kind={model.kind} cannot read several pairs in a row, as "
-                "config.data.batching=packed makes them; config.data.batching=bucketed gives each "
-                "pair a row"
-            )
-        if model.kind == "transformer" and model.model_dim % model.num_heads:
+        if model.kind != "transformer":
+            self._check_recurrent()
+        elif model.model_dim % model.num_heads:
             raise ValueError(
                 f"config.model.num_heads={model.num_heads} does not divide "
                 f"config.model.model_dim={model.model_dim}; heads share the width equally"
@@ -170,6 +166,25 @@ class Config:
                 "decoding needs"
             )
         return self
+
+    def _check_recurrent(self) -> None:
+        model = self.model
+        if self.data.batching == "packed":
+            raise ValueError(
+                f"config.model.kind={model.kind} cannot read several pairs in a row, as "
+                "config.data.batching=packed makes them; config.data.batching=bucketed gives each "
+                "pair a row"
+            )
+        if model.input_feeding and model.attention in ("additive", "none"):
+            raise ValueError(
+                "config.model.input_feeding=True feeds the attentional state of dot, general or "
+                f"concat, which config.model.attention={model.attention} does not have"
+            )
+        if model.context == "every_step" and model.attention != "none":
+            raise ValueError(
+                "config.model.context=every_step feeds the one vector that a decoder without "
+                f"attention gets; config.model.attention={model.attention} looks at all states"
+            )
 
     def to_json(self) -> str:
         """The configuration as JSON text."""
@@ -219,7 +234,8 @@ def with_field(config: Config, name: str, text: str) -> Config:
     try:
         value = {"true": True, "false": False}[text.lower()] if wanted is bool else wanted(text)
     except (KeyError, ValueError):
-        raise ValueError(f"config.{name}={text!r} is not of type {wanted.__name__}") from None
+        name = f"config.{name.removeprefix('config.')}"
+        raise ValueError(f"{name}={text!r} is not of type {wanted.__name__}") from None
     setattr(node, last, value)
     return config
 

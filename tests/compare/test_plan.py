@@ -1,14 +1,13 @@
 """What a comparison is made of, and what it refuses to compare."""
 
 import functools
-import json
 import pathlib
 
 import jax
 import pytest
 from flax import nnx
 
-from transformer_jax.compare.plan import Budget, load_config, plan, settled
+from transformer_jax.compare.plan import load_config, plan, settled
 from transformer_jax.config import Config
 from transformer_jax.model.build import build
 
@@ -50,6 +49,15 @@ def test_runs_on_all_pairs_come_first_and_fewer_share_their_vocabulary(write, tm
     assert runs[3].config.data.test == "numbers:test"
 
 
+def test_two_runs_never_share_a_folder(write, tmp_path):
+    with pytest.raises(ValueError, match="a-7 is no folder for one run"):
+        plan([write("a"), write("a-7")], tmp_path / "work", pairs=[7])
+    dots = tmp_path / "dots.py"
+    dots.write_text(FILE.format(more="config.model.kind = 'gru'"))
+    with pytest.raises(ValueError, match="no folder for one run"):
+        plan([f"{dots}:.."], tmp_path / "work")
+
+
 def test_overrides_reach_every_config(write, tmp_path):
     runs = plan(
         [write("a"), write("b")],
@@ -68,6 +76,7 @@ def test_overrides_reach_every_config(write, tmp_path):
         ("config.data.vocabulary_kind = 'bpe'", "different vocabularies"),
         ("config.data.train = 'numbers:valid'", "different data: config.data.train"),
         ("config.data.max_length = 50", "different data: config.data.max_length"),
+        ("config.training.init_from = 'runs/other'", "init_from .* brings its own"),
         ("config.data.vocabulary = '{one}'", "which are not the same file"),
         ("config.data.vocabulary = 'nowhere.model'", "nowhere.model: No such file"),
     ],
@@ -108,6 +117,8 @@ def test_other_batches_models_and_schedules_are_compared(write, tmp_path):
         (["{a}"], {"overrides": ["data.batching=packed"]}, "a.py: .*cannot read several pairs"),
         (["{a}"], {"overrides": ["data.test="]}, "data.test names no corpus"),
         (["{a}"], {"pairs": [0]}, "0 training pairs"),
+        (["{a}"], {"pairs": [7, 7]}, "a-7 is no folder for one run"),
+        (["{a}"], {"overrides": ["data.valid"]}, "--override=data.valid is not FIELD=VALUE"),
         (["{a}:x:y"], {}, "a.py:x:y.*model.kind='x:y'"),
     ],
 )
@@ -141,10 +152,6 @@ def test_a_folder_of_another_run_is_refused_and_another_length_is_not(write, tmp
     assert len(plan([file], tmp_path)) == 1
     with pytest.raises(ValueError, match="trained with another config: config.seed: 0 -> 1"):
         plan([file], tmp_path, overrides=["seed=1"])
-
-
-def test_a_budget_is_kept_as_json():
-    assert Budget(**json.loads(json.dumps(Budget(5, 0.0)._asdict()))) == Budget(5, 0.0)
 
 
 def test_shipped_models_of_the_story_are_of_about_equal_size():

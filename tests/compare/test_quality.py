@@ -142,3 +142,9 @@ def test_mistakes_are_told():
         by_length(["a"], ["a", "b"], ["a", "b"], "de")
     with pytest.raises(ValueError, match="bins=0"):
         by_length(["a"], ["a"], ["a"], "de", bins=0)
+
+
+def test_resamples_without_any_match_have_an_interval_too():
+    """Of which sacrebleu's own chrF gives numbers of two types, that cannot be averaged."""
+    scores = corpus_scores(["ein Mann", "", ""], ["ein Mann", "zwei", "drei"], "de")
+    assert scores["chrf"]["half_width"] > 0

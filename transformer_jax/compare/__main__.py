@@ -59,7 +59,7 @@ def main(_) -> int:
         size = f" on {run['pairs']:,} pairs" if run["limited"] else ""
         if run["status"] == "done":
             scores = ", ".join(
-                f"{name} {run[key]['mean']:.1f} ± {run[key]['half_width']:.1f}"
+                f"{name} {run[key]['score']:.1f} ± {run[key]['half_width']:.1f}"
                 for name, key in (("BLEU", "bleu"), ("chrF", "chrf"))
             )
             print(f"{run['name']}{size}: {scores}")

@@ -143,7 +143,7 @@ def gradient_chart(initial: Mapping[str, Sequence[float]], runs: Sequence[Run]) 
         both = (untrained, initial_styles), (trained, _styles(runs))
         for axes, (curves, styles), title in zip(panels, both, ("untrained", "trained")):
             for name, norms in curves.items():
-                rows = [{"x": i, "y": norm / norms[0]} for i, norm in enumerate(norms)]
+                rows = [{"x": i, "y": norm and norm / norms[0]} for i, norm in enumerate(norms)]
                 _line(axes, _points(rows, "x", "y", positive=True), name, styles)
             axes.set(title=title, xlabel="distance in tokens", ylabel="gradient norm, relative")
             _logarithmic(axes.yaxis)

@@ -2,6 +2,11 @@
 
 import logging
 import multiprocessing
+import multiprocessing.connection
+import os
+import signal
+import sys
+import threading
 import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection
@@ -40,19 +45,31 @@ def in_child(function: Callable, *arguments: Any) -> Any:
         process.join()
         raise
     process.join()
-    if error:
+    if error is not None:
         raise ChildError(error)
     return result
 
 
 def _child(sender: Connection, function: Callable, arguments: tuple) -> None:
     log_to_stderr()
+    # A terminal sends Ctrl-C to both; it is the parent's to pass on. As an exception, so that
+    # temporary folders go; training notes both signals itself, and saves.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    error, result = None, None
     try:
-        sender.send(("", function(*arguments)))
-    except KeyboardInterrupt:
-        pass  # the parent has been interrupted as well
-    except (ValueError, OSError) as error:
-        sender.send((" ".join(str(error).split()), None))
-    except Exception as error:
-        traceback.print_exc()
-        sender.send((f"{type(error).__name__}: {' '.join(str(error).split())[:300]}", None))
+        result = function(*arguments)
+    except Exception as raised:
+        text = " ".join(str(raised).split())
+        error = text or type(raised).__name__
+        if not isinstance(raised, ValueError | OSError):  # a defect of ours
+            traceback.print_exc()
+            error = f"{type(raised).__name__}: {text[:300]}"
+    sender.send((error, result))
+
+
+def _end_with_parent() -> None:
+    """What a killed parent started ends as well, so that it can be started again."""
+    multiprocessing.connection.wait([multiprocessing.parent_process().sentinel])
+    os.kill(os.getpid(), signal.SIGTERM)

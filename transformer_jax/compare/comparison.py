@@ -3,8 +3,10 @@
 import contextlib
 import dataclasses
 import datetime
+import hashlib
 import json
 import logging
+import math
 import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -15,11 +17,14 @@ from transformer_jax.compare import gradients, layer_cost, quality, report, runs
 from transformer_jax.compare.children import ChildError, in_child
 from transformer_jax.compare.plan import Budget, Run, plan
 from transformer_jax.config import Config
+from transformer_jax.data.corpus import Pair
+from transformer_jax.training.checkpoint import CONFIG_FILE
+from transformer_jax.training.workdir import locked
 
 logger = logging.getLogger(__name__)
 
 PLAN_FILE, DATA_FILE, REPORT_FILE = "budget.json", "comparison.json", "report.html"
-_RESULT_FILE, _SPEED_FILE = "result.json", "speed.json"
+_RESULT_FILE, _SPEED_FILE, _LAYERS_FILE = "result.json", "speed.json", "layers.json"
 _SAMPLES = 5  # sentences that are shown as each model translates them
 
 
@@ -55,14 +60,21 @@ def compare(
       Stopped: a signal ended a run; what it has done is kept.
     """
     planned = plan(configs, workdir, overrides=overrides, pairs=pairs)
-    workdir.mkdir(parents=True, exist_ok=True)
-    _keep_budget(workdir / PLAN_FILE, budget)
     test = runs.read_pairs(planned[0].config, planned[0].config.data.test)
     if not test:
         raise ValueError(f"the test corpus {planned[0].config.data.test} is empty")
-    samples = _spread([len(pair.source.split()) for pair in test])
-    results = [_trained(run, budget, samples, number, planned) for number, run in
-               enumerate(planned, 1)]  # fmt: skip
+    with locked(workdir):
+        _keep_budget(workdir / PLAN_FILE, budget, planned)
+        return _compare(planned, workdir, budget, test, command)
+
+
+def _compare(
+    planned: list[Run], workdir: pathlib.Path, budget: Budget, test: list[Pair], command: str
+) -> dict[str, Any]:
+    results = []
+    for number, run in enumerate(planned, 1):
+        logger.info("run %d of %d: %s", number, len(planned), run.workdir.name)
+        results.append(_trained(run, budget, test))
     for run, result in zip(planned, results):
         if result["status"] == "done":
             result |= _measured_speed(run)
@@ -79,29 +91,50 @@ def compare(
         },
         "runs": [_scored(result, test, planned[0].config) for result in results],
         "significance": _neighbours(results, test, planned[0].config),
-        **_measured_layers(workdir, planned[0].config),
+        **_measured_layers(workdir),
     }
+    comparison = _finite(comparison)
     _write(workdir / DATA_FILE, json.dumps(comparison, ensure_ascii=False, indent=1) + "\n")
     _write(workdir / REPORT_FILE, report.report(comparison))
     return comparison
 
 
-def _keep_budget(path: pathlib.Path, budget: Budget) -> None:
-    """Keeps the budget of a new comparison; ValueError where it is not that of an old one."""
+def _keep_budget(path: pathlib.Path, budget: Budget, planned: list[Run]) -> None:
+    """Keeps the budget of a new comparison; ValueError where what is there had another."""
+    trained = [run.workdir for run in planned if (run.workdir / CONFIG_FILE).exists()]
     if path.exists():
-        before = Budget(**json.loads(path.read_text()))
-        if before != budget:
+        before = json.loads(path.read_text(encoding="utf-8"))
+        if before != budget._asdict():
             raise ValueError(
-                f"{path.parent} is a comparison of runs with "
-                f"{_stated(before)}, not {_stated(budget)}: choose another --workdir"
+                f"{path.parent} is a comparison of runs with {_stated(**before)}, not "
+                f"{_stated(**budget._asdict())}: choose another --workdir"
             )
+    elif trained:
+        raise ValueError(
+            f"{trained[0]} was not trained by a comparison, and may have had more or less than "
+            f"{_stated(**budget._asdict())}: choose another --workdir"
+        )
+    if budget.target_tokens and not all(run.config.data.tokens_per_batch for run in planned):
+        raise ValueError(
+            "config.data.tokens_per_batch=0 leaves the size of a batch to the device's memory, so "
+            "that --target_tokens are no number of updates; --train_seconds are"
+        )
     _write(path, json.dumps(budget._asdict()) + "\n")
 
 
-def _stated(budget: Budget) -> str:
-    if budget.train_seconds:
-        return f"--train_seconds={budget.train_seconds:g}"
-    return f"--target_tokens={budget.target_tokens}"
+def _finite(tree: Any) -> Any:
+    """With None for numbers that are not finite, which JSON does not have."""
+    if isinstance(tree, dict):
+        return {name: _finite(value) for name, value in tree.items()}
+    if isinstance(tree, list):
+        return [_finite(value) for value in tree]
+    return None if isinstance(tree, float) and not math.isfinite(tree) else tree
+
+
+def _stated(target_tokens: int, train_seconds: float) -> str:
+    if train_seconds:
+        return f"--train_seconds={train_seconds:g}"
+    return f"--target_tokens={target_tokens}"
 
 
 def _spread(lengths: Sequence[int]) -> list[int]:
@@ -111,20 +144,18 @@ def _spread(lengths: Sequence[int]) -> list[int]:
     return [int(order[round(place)]) for place in places]
 
 
-def _trained(
-    run: Run, budget: Budget, samples: list[int], number: int, planned: list[Run]
-) -> dict[str, Any]:
+def _trained(run: Run, budget: Budget, test: list[Pair]) -> dict[str, Any]:
     """Trains and evaluates a run, unless it is done; a failure is part of the result."""
-    limited = run.vocabulary_of is not None
+    config = dataclasses.asdict(run.config)
+    samples = _spread([len(pair.source.split()) for pair in test])
     result = {
         "name": run.name,
-        "config": dataclasses.asdict(run.config),
-        "limited": limited,
+        "config": config,
+        "limited": run.vocabulary_of is not None,
         "pairs": run.config.data.max_pairs or None,
         "status": "failed",
         "error": "",
     }
-    logger.info("run %d of %d: %s", number, len(planned), run.workdir.name)
 
     def train_and_evaluate() -> dict[str, Any]:
         status = in_child(runs.run_training, run, budget)
@@ -133,7 +164,9 @@ def _trained(
         return in_child(runs.evaluate, run, samples)
 
     try:
-        return result | _kept(run.workdir / _RESULT_FILE, train_and_evaluate) | {"status": "done"}
+        made = _kept(run.workdir / _RESULT_FILE, [config, samples, test], train_and_evaluate)
+        config["training"]["num_steps"] = made["updates"]
+        return result | made | {"status": "done"}
     except ChildError as error:
         logger.error("%s failed: %s", run.workdir.name, error)
         return result | {"error": str(error)}
@@ -142,32 +175,31 @@ def _trained(
 def _measured_speed(run: Run) -> dict[str, Any]:
     logger.info("measuring the speed of %s", run.workdir.name)
     try:
-        return _kept(run.workdir / _SPEED_FILE, lambda: in_child(runs.speed, run))
+        key = dataclasses.asdict(run.config)
+        return _kept(run.workdir / _SPEED_FILE, key, lambda: in_child(runs.speed, run))
     except ChildError as error:
         logger.error("the speed of %s was not measured: %s", run.workdir.name, error)
         return {"train_tokens_per_s": None, "decode_tokens_per_s": None}
 
 
-def _measured_layers(workdir: pathlib.Path, config: Config) -> dict[str, Any]:
+def _measured_layers(workdir: pathlib.Path) -> dict[str, Any]:
     """What does not depend on the runs."""
 
     def measure() -> dict[str, Any]:
         logger.info("measuring gradients and layers")
-        width = max(config.model.model_dim // 8 * 8, 8)
-        length = runs.GRADIENT_LENGTH
         return {
-            "initial_gradients": in_child(gradients.initial_gradients, width, 1000, length),
+            "initial_gradients": in_child(gradients.initial_gradients),
             "layer_costs": in_child(layer_cost.layer_costs),
         }
 
     try:
-        return _kept(workdir / "layers.json", measure)
+        return _kept(workdir / _LAYERS_FILE, None, measure)
     except ChildError as error:
         logger.error("gradients and layers were not measured: %s", error)
         return {"initial_gradients": {}, "layer_costs": []}
 
 
-def _scored(result: dict[str, Any], test: Sequence, config: Config) -> dict[str, Any]:
+def _scored(result: dict[str, Any], test: list[Pair], config: Config) -> dict[str, Any]:
     """A result as in the report: scores in place of translations."""
     result = dict(result)
     hypotheses = result.pop("hypotheses", None)
@@ -203,7 +235,7 @@ def _timed(result: dict[str, Any]) -> dict[str, Any]:
     return result | curves | times
 
 
-def _neighbours(results: list[dict[str, Any]], test: Sequence, config: Config) -> list[dict]:
+def _neighbours(results: list[dict[str, Any]], test: list[Pair], config: Config) -> list[dict]:
     """The significance of the difference between each run and the next that is done."""
     done = [r for r in results if r["status"] == "done" and not r["limited"]]
     references = [pair.target for pair in test]
@@ -215,13 +247,16 @@ def _neighbours(results: list[dict[str, Any]], test: Sequence, config: Config) -
     ]
 
 
-def _kept(path: pathlib.Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """What a file holds, or else what `make` returns, which the file then holds."""
-    with contextlib.suppress(FileNotFoundError, json.JSONDecodeError):
-        return json.loads(path.read_text())
+def _kept(path: pathlib.Path, key: Any, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What a file holds, if that was made of the same key; else it gets what `make` returns."""
+    digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()
+    with contextlib.suppress(FileNotFoundError, ValueError, TypeError, KeyError):
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        if kept["of"] == digest:
+            return dict(kept["made"])
     made = make()
     path.parent.mkdir(parents=True, exist_ok=True)
-    _write(path, json.dumps(made, ensure_ascii=False) + "\n")
+    _write(path, json.dumps({"of": digest, "made": made}, ensure_ascii=False) + "\n")
     return made
 
 

@@ -84,8 +84,8 @@ def initial_gradients(
 
     The RNNs are initialised as those without attention are (uniform in [-0.08, 0.08]): the
     tanh RNN's recurrent matrix has a spectral radius of about 0.046 sqrt(model_dim), below one
-    at all usual widths, and the gates of LSTM and GRU begin half open, which halves the
-    gradient at each place: it vanishes in all three before they have learnt anything.
+    up to a width of 470, and the gates of LSTM and GRU begin half open, which halves the
+    gradient at each place: at such widths it vanishes in all three before they have learnt.
 
     The exploding one is the same tanh RNN, its recurrent matrix scaled to a spectral radius of 3.
     Beyond 1, a large tanh network is chaotic (Sompolinsky, Crisanti and Sommers 1988), but its

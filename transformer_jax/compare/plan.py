@@ -38,7 +38,8 @@ class Budget(NamedTuple):
 # What makes runs comparable: the same text, in the same pieces.
 _SAME = (
     "train valid test source_language target_language language_tags temperature max_length "
-    "max_length_ratio drop_identical max_pairs vocab_size vocabulary_kind byte_fallback"
+    "max_length_ratio drop_identical max_pairs sampling_alpha vocab_size vocabulary_kind "
+    "byte_fallback"
 ).split()
 
 
@@ -70,7 +71,10 @@ def plan(
             raise ValueError(f"two configs are called {name}: {', '.join(configs)}")
         config = load_config(path)
         for override in overrides:
-            with_field(config, *override.partition("=")[::2])
+            field, equals, text = override.partition("=")
+            if not equals:
+                raise ValueError(f"--override={override} is not FIELD=VALUE")
+            with_field(config, field, text)
         try:
             loaded[name] = config.validate()
         except ValueError as error:
@@ -85,7 +89,10 @@ def plan(
             fewer.data.max_pairs = count
             # A vocabulary of the few pairs alone would make other tokens of the same text.
             runs.append(Run(name, fewer, workdir / f"{name}-{count}", workdir / name))
+    folders = [run.workdir for run in runs]
     for run in runs:
+        if folders.count(run.workdir) > 1 or run.workdir.parent != workdir or ".." in run.name:
+            raise ValueError(f"{run.workdir} is no folder for one run: rename a config")
         _check_owner(run)
     return runs
 
@@ -122,6 +129,12 @@ def _check_alike(configs: dict[str, Config]) -> None:
                     f"{first} and {other} have different {what}: config.data.{field} is "
                     f"{getattr(one, field)!r} and {getattr(its, field)!r}; a comparison wants one"
                 )
+        starts = [configs[name].training.init_from for name in (first, other)]
+        if starts[0] != starts[1]:
+            raise ValueError(
+                f"{first} and {other} have different vocabularies: config.training.init_from is "
+                f"{starts[0]!r} and {starts[1]!r}, and brings its own"
+            )
         if _content(one.vocabulary) != _content(its.vocabulary):
             raise ValueError(
                 f"{first} and {other} have different vocabularies: config.data.vocabulary is "
@@ -151,9 +164,9 @@ def _check_owner(run: Run) -> None:
 
 
 def settled(run: Run, num_steps: int) -> Config:
-    """The config that a run is trained with: the test is the comparison's own."""
+    """The config that a run is trained with: its budget and the test are the comparison's own."""
     config = copy.deepcopy(run.config)
-    config.training.num_steps = num_steps
+    config.training.num_steps, config.training.patience = num_steps, 0
     config.data.test = ""
     if run.vocabulary_of is not None:
         config.data.vocabulary = str(run.vocabulary_of / VOCABULARY_FILE)

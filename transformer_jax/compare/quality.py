@@ -20,6 +20,16 @@ _RESAMPLES = 1000
 _SEED = "12345"  # sacrebleu's default
 
 
+class _Chrf(CHRF):
+    """sacrebleu's chrF, whose resamples without a single match are not of another type.
+
+    They are 0.0 among numbers of NumPy's float32, which `statistics.mean` refuses to add.
+    """
+
+    def _compute_score_from_stats(self, stats):
+        return super()._compute_score_from_stats([float(x) for x in stats])
+
+
 def corpus_scores(
     hypotheses: Sequence[str], references: Sequence[str], target_language: str
 ) -> dict[str, Any]:
@@ -34,7 +44,7 @@ def corpus_scores(
     ValueError without sentences, or where the two differ in number.
     """
     _check(hypotheses, references)
-    bleu, chrf = bleu_metric(target_language), CHRF()
+    bleu, chrf = bleu_metric(target_language), _Chrf()
     with _reproducible():
         bleu_score, chrf_score = (
             metric.corpus_score(hypotheses, [references], n_bootstrap=_RESAMPLES)
@@ -64,7 +74,7 @@ def significance(
     """
     _check(first, references)
     _check(second, references)
-    metrics = {"BLEU": bleu_metric(target_language), "chrF": CHRF()}
+    metrics = {"BLEU": bleu_metric(target_language), "chrF": _Chrf()}
     with _reproducible():
         systems = [("first", first), ("second", second)]
         test = PairedTest(systems, metrics, [references], "bs", _RESAMPLES, n_jobs=1)

@@ -7,6 +7,7 @@ gives back all memory, that of the accelerator too.
 import contextlib
 import copy
 import json
+import logging
 import os
 import pathlib
 import platform
@@ -29,6 +30,8 @@ from transformer_jax.training.metrics import FILE as METRICS_FILE
 from transformer_jax.training.trainer import Trainer
 from transformer_jax.training.workdir import load_data, training_batches
 
+logger = logging.getLogger(__name__)
+
 _SPEED_SECONDS, _SPEED_STEPS = 15.0, 200  # of training that a speed is measured over, at most
 _SPEED_SENTENCES = 256  # of the test corpus that decoding is timed on
 GRADIENT_LENGTH = 64  # tokens that gradients are followed back over
@@ -49,8 +52,6 @@ def _steps(config: Config, budget: Budget) -> int:
         return max(round(budget.train_seconds / training_speed(config)["seconds_per_step"]), 1)
     with tempfile.TemporaryDirectory() as aside:
         data = load_data(pathlib.Path(aside), config)
-    if not config.data.tokens_per_batch:
-        raise ValueError("config.data.tokens_per_batch=0 gives each model other batches")
     batches = training_batches(config, data)(config.data.tokens_per_batch)
     tokens = [store.target.ids.size for store in data.train]
     each = float(np.sum(tokens / np.asarray(batches.steps_per_epoch)))
@@ -108,6 +109,11 @@ def evaluate(run: Run, samples: Sequence[int]) -> dict[str, Any]:
     translator = Translator.from_workdir(run.workdir)
     pairs = read_pairs(run.config, run.config.data.test)
     translations = translator.translate([pair.source for pair in pairs])
+    truncated = sum(translation.truncated for translation in translations)
+    if truncated:
+        logger.warning(
+            "%d test sentences are longer than max_length: their ends were cut", truncated
+        )
     config = read_config(run.workdir)
     with tempfile.TemporaryDirectory() as aside:
         config.data.vocabulary = str(run.workdir / VOCABULARY_FILE)
@@ -117,7 +123,7 @@ def evaluate(run: Run, samples: Sequence[int]) -> dict[str, Any]:
     vocab_size = len(translator.vocabulary)
     return curves | {
         "hypotheses": [translation.text for translation in translations],
-        "truncated": sum(translation.truncated for translation in translations),
+        "truncated": truncated,
         "pairs": sum(map(len, stores)),
         "epoch_tokens": sum(store.target.ids.size for store in stores),
         "parameters": sum(x.size for x in jax.tree.leaves(params)),
@@ -150,30 +156,31 @@ def read_pairs(config: Config, corpus: str) -> list[Pair]:
 
 
 def learning_curves(workdir: pathlib.Path) -> dict[str, Any]:
-    """The course of a run by updates and target tokens, from what it logged."""
+    """The course of a run by updates and target tokens, from what it logged.
+
+    Tokens are counted up to each report; what comes after one goes on as it did before.
+    """
+    text = (workdir / METRICS_FILE).read_text(encoding="utf-8")
+    records = [json.loads(line) for line in text.splitlines()]
     step, tokens = 0, 0.0
+
+    def here(at: int) -> dict[str, Any]:
+        return {"step": at, "target_tokens": round(tokens * at / step) if step else None}
+
     loss_curve, valid_curve = [], []
-    for line in (workdir / METRICS_FILE).read_text().splitlines():
-        record = json.loads(line)
-        if "seconds_per_step" in record:
+    for record in records:
+        if "loss" in record:
             seconds = record["seconds_per_step"] * (record["step"] - step)
             step, tokens = record["step"], tokens + seconds * record["target_tokens_per_s"]
-        here = {"step": record["step"], "target_tokens": round(tokens)}
-        if "loss" in record:
-            loss_curve.append(
-                here | {name: record[name] for name in ("loss", "perplexity", "gradient_norm")}
-            )
+            values = {name: record[name] for name in ("loss", "perplexity", "gradient_norm")}
+            loss_curve.append(here(step) | values)
         else:
-            wanted = ("loss", "perplexity", "bleu", "chrf")
-            valid_curve.append(
-                here
-                | {name: record[f"valid_{name}"] for name in wanted if f"valid_{name}" in record}
-            )
-    num_steps = read_config(workdir).training.num_steps
-    # What came after the last report goes on as it did before.
+            names = ("loss", "perplexity", "bleu", "chrf")
+            valid_curve.append(here(record["step"]) | {n: record[f"valid_{n}"] for n in names})
+    updates = read_config(workdir).training.num_steps
     return {
-        "updates": num_steps,
-        "target_tokens": round(tokens * num_steps / step) if step else None,
+        "updates": updates,
+        "target_tokens": here(updates)["target_tokens"],
         "loss_curve": loss_curve,
         "valid_curve": valid_curve,
     }

@@ -40,9 +40,7 @@ def additive_scores(query_BTD: jax.Array, key_BMD: jax.Array, vector_D: jax.Arra
     a matrix times a concatenation is a sum of two products, Luong's v . tanh(W [s; h]), concat.
     """
     hidden_BTMD = jnp.tanh(query_BTD[:, :, None] + key_BMD[:, None])
-    return jnp.einsum(
-        "BTMD,D->BTM", hidden_BTMD, vector_D.astype(hidden_BTMD.dtype)
-    ).astype(jnp.float32)  # fmt: skip
+    return einsum_float32("BTMD,D->BTM", hidden_BTMD, vector_D.astype(hidden_BTMD.dtype))
 
 
 class GlobalAttention(nnx.Module):

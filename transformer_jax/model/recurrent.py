@@ -20,11 +20,11 @@ What each `config.attention` follows, and where it differs from its paper:
 
 In all of them: source, target and output share one table, as the Transformer's do (Press and
 Wolf 2017), where the papers had two vocabularies and three tables; embeddings, states and
-outputs have one width D; the output has no bias; dropout is on what goes up and never on what goes
-through time (Zaremba et al. 2014, as Luong et al.; Cho, Sutskever and Bahdanau had none). Cells are
-Flax's: its GRU resets after the product with the recurrent matrix, Cho's before it. Clipping is
-`config.optimizer.clip_norm`: 5 in Sutskever and Luong, 1 in Bahdanau; all trained with SGD or
-Adadelta rather than Adam.
+outputs have one width D; the output has no bias; dropout is on the inputs of cells and of the
+output, never on their states (Zaremba et al. 2014, as Luong et al.; Cho, Sutskever and Bahdanau
+had none). Cells are Flax's: its GRU resets after the product with the recurrent matrix, Cho's
+before it. Clipping is `config.optimizer.clip_norm`: 5 in Sutskever and Luong, 1 in Bahdanau; all
+trained with SGD or Adadelta rather than Adam.
 """
 
 import functools
@@ -126,11 +126,8 @@ class RecurrentModel(nnx.Module):
         layers = range(config.num_layers)
         self.encoder = nnx.List([EncoderLayer(config, init, rngs=rngs) for _ in layers])
         self.attends_before = config.attention == "additive"
-        self.feeds_attentional = config.input_feeding and config.attention not in (
-            "additive",
-            "none",
-        )
-        self.feeds_summary = config.attention == "none" and config.context == "every_step"
+        self.feeds_attentional = config.input_feeding
+        self.feeds_summary = config.context == "every_step"
         wide = self.attends_before or self.feeds_attentional or self.feeds_summary
         self.decoder = nnx.List(
             [
