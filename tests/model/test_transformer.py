@@ -264,3 +264,16 @@ def test_the_history_has_the_models_dtype():
     _, after, _ = model.step(context, cache, jnp.full((2, 3), 5), jnp.zeros(2, jnp.int32))
     for each in (context, after):
         assert {x.dtype for x in jax.tree.leaves(each.history)} == {jnp.dtype("bfloat16")}
+
+
+def test_without_positions_a_source_is_a_set():
+    """Its order tells nothing, in a whole pass or a step; with positions it does."""
+    source, target = make_tokens(1, 5), make_tokens(1, 6, seed=1)
+    turned = source._replace(ids=source.ids[:, ::-1])
+    for positions, equal in (("none", True), ("sinusoidal", False)):
+        model = make_model(positions=positions)
+        logits = [run(model, tokens, target) for tokens in (source, turned)]
+        assert np.allclose(*logits, atol=1e-5) == equal
+        context, cache = model.start(model.encode(source), 1, 8)
+        first = model.step(context, cache, target.ids[:, :1], jnp.zeros(1, jnp.int32))[0]
+        np.testing.assert_allclose(first[:, 0], logits[0][:, 0], atol=1e-5)
