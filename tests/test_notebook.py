@@ -1,0 +1,207 @@
+"""The notebook: what it names exists, what it shows is its own, and it runs from top to bottom.
+
+    python tests/test_notebook.py
+
+runs it and keeps what it shows, as these tests want it kept.
+"""
+
+import base64
+import hashlib
+import importlib
+import io
+import os
+import pathlib
+import re
+import sys
+import tempfile
+
+import nbformat
+import pytest
+from jupyter_client import AsyncKernelManager
+from jupyter_client.kernelspec import KernelSpec
+from nbclient import NotebookClient
+from PIL import Image
+
+NOTEBOOK = pathlib.Path(__file__).parents[1] / "notebooks" / "attention.ipynb"
+_MACHINE = re.compile(r"/(?:tmp|root|home|work|usr|var|Users)/|site-packages|\b[A-Z]:\\")
+
+
+class ThisPython(AsyncKernelManager):
+    """A kernel of the running interpreter, whatever kernels are installed."""
+
+    @property
+    def kernel_spec(self) -> KernelSpec:
+        argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+        return KernelSpec(argv=argv, display_name="Python 3", language="python")
+
+
+def run(book: nbformat.NotebookNode, folder: str | os.PathLike) -> None:
+    """Runs a notebook in a fresh kernel, in a folder of its own; an error in a cell is raised."""
+    environment = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "MPLBACKEND")}
+    # Frozen modules make a debugger, which is never used here, say so on stderr.
+    environment["PYDEVD_DISABLE_FILE_VALIDATION"] = "1"
+    resources = {"metadata": {"path": str(folder)}}
+    client = NotebookClient(
+        book, km=ThisPython(), timeout=1200, resources=resources, record_timing=False
+    )
+    client.execute(env=environment)
+
+
+def digest(book: nbformat.NotebookNode) -> str:
+    """Of the code that the outputs come from."""
+    sources = "\0".join(cell.source for cell in code_cells(book))
+    return hashlib.sha256(sources.encode()).hexdigest()
+
+
+def strip(book: nbformat.NotebookNode) -> None:
+    """Leaves of a notebook that has just run what does not depend on where and when it ran."""
+    for cell in code_cells(book):
+        cell.metadata = {}
+        cell.outputs = joined(cell.outputs)
+        for output in cell.outputs:
+            if "metadata" in output:
+                output.metadata = {}
+            if "image/png" in output.get("data", {}):
+                output.data["image/png"] = smaller(output.data["image/png"])
+    book.metadata = {
+        "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+        "language_info": {"name": "python"},
+        "sources_sha256": digest(book),
+    }
+
+
+def smaller(png: str) -> str:
+    """A picture in 128 colours, about half as large."""
+    kept = io.BytesIO()
+    with Image.open(io.BytesIO(base64.b64decode(png))) as image:
+        image.convert("RGB").quantize(128).save(kept, "PNG", optimize=True)
+    return base64.b64encode(kept.getvalue()).decode()
+
+
+def joined(outputs: list) -> list:
+    """The outputs, with pieces of one stream put together."""
+    kept: list = []
+    for output in outputs:
+        if kept and output.output_type == "stream" and output.name == kept[-1].get("name"):
+            kept[-1].text += output.text
+        else:
+            kept.append(output)
+    return kept
+
+
+def code_cells(book: nbformat.NotebookNode) -> list:
+    return [cell for cell in book.cells if cell.cell_type == "code"]
+
+
+def texts(book: nbformat.NotebookNode) -> list[str]:
+    return [cell.source for cell in book.cells if cell.cell_type == "markdown"]
+
+
+def kinds(book: nbformat.NotebookNode) -> dict[str, list[str]]:
+    """By cell: the streams and the kinds of data that it shows, in order."""
+    return {
+        cell.id: [
+            output.name if output.output_type == "stream" else " ".join(sorted(output.data))
+            for output in joined(cell.outputs)
+        ]
+        for cell in code_cells(book)
+    }
+
+
+def resolved(name: str) -> object:
+    """The module, class, function, method or field of a dotted name; raises if there is none."""
+    parts = name.split(".")
+    for end in range(len(parts), 0, -1):
+        try:
+            found = importlib.import_module(".".join(parts[:end]))
+        except ModuleNotFoundError:
+            continue
+        for part in parts[end:]:
+            found = getattr(found, part)
+        return found
+    raise ModuleNotFoundError(name)
+
+
+@pytest.fixture(scope="module")
+def book():
+    return nbformat.read(NOTEBOOK, as_version=4)
+
+
+def test_is_a_valid_notebook_of_any_python3(book):
+    nbformat.validate(book)
+    assert book.metadata["kernelspec"]["name"] == "python3"
+
+
+def test_each_section_names_its_papers_and_what_of_the_library_it_shows(book):
+    sections = [text for text in texts(book) if text.startswith("## ")]
+    assert [int(re.match(r"## (\d+)\. ", text)[1]) for text in sections] == list(range(1, 16))
+    for text in sections:
+        assert re.search(r"transformer_jax\.\w", text), text
+    for text in sections[:-1]:
+        assert re.search(r"\*[A-Z]\w+.* \d{4}.*Library:", text, re.DOTALL), text
+
+
+def test_what_it_names_exists(book):
+    names = {
+        name for text in texts(book) for name in re.findall(r"transformer_jax(?:\.\w+)+", text)
+    }
+    assert len(names) > 20
+    for name in sorted(names):
+        resolved(name)
+    for path in re.findall(r"(?:configs/)?\w+\.py\b", "\n".join(texts(book))):
+        assert (NOTEBOOK.parents[1] / path).is_file(), path
+
+
+def test_its_terms_are_given_in_korean_too(book):
+    text = "\n".join(texts(book))
+    for term in "어텐션 은닉 인코더 디코더 쿼리 소프트맥스 분산 마스크 패딩 학습률".split():
+        assert term in text
+    # Fonts of pictures may lack the script.
+    assert not re.search(r"[\uac00-\ud7a3]", "\n".join(cell.source for cell in code_cells(book)))
+
+
+def test_what_it_shows_comes_from_one_run_of_its_sources(book):
+    assert book.metadata["sources_sha256"] == digest(book)
+    counts = [cell.execution_count for cell in code_cells(book)]
+    assert counts == list(range(1, len(counts) + 1))
+
+
+def test_what_it_shows_is_clean(book):
+    for cell in code_cells(book):
+        assert cell.metadata == {}
+        for output in cell.outputs:
+            assert output.output_type in ("stream", "execute_result", "display_data")
+            assert output.get("name", "stdout") == "stdout", cell.id
+            data = output.get("data", {"text/plain": output.get("text", "")})
+            for kind, content in data.items():
+                if kind.startswith("text/"):
+                    assert not _MACHINE.search(content), cell.id
+            # The page needs no network: it loads nothing.
+            page = data.get("text/html", "")
+            assert not re.search(r"(?:src|href)=(?:&quot;|\")(?:https?:)?//|@import|fetch\(", page)
+    assert NOTEBOOK.stat().st_size < 390_000
+
+
+def test_it_shows_pictures_and_a_page(book):
+    shown = [kind for kinds_of_cell in kinds(book).values() for kind in kinds_of_cell]
+    assert sum("image/png" in kind for kind in shown) >= 14
+    assert sum("text/html" in kind for kind in shown) == 1
+
+
+@pytest.mark.slow
+def test_it_runs_from_top_to_bottom_anywhere_and_leaves_nothing_behind(book, tmp_path):
+    again = nbformat.from_dict(book)
+    for cell in code_cells(again):
+        cell.outputs, cell.execution_count = [], None
+    run(again, tmp_path)
+    assert kinds(again) == kinds(book)
+    assert list(tmp_path.iterdir()) == []
+
+
+if __name__ == "__main__":
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    with tempfile.TemporaryDirectory() as elsewhere:
+        run(notebook, elsewhere)
+    strip(notebook)
+    nbformat.validate(notebook)
+    nbformat.write(notebook, NOTEBOOK)
