@@ -205,3 +205,11 @@ def test_a_run_of_another_kind_is_not_taken_over(home, config, trained, tmp_path
     done = compare(home, tmp_path, config, ["gru"], TOKENS)
     assert done.returncode == 1 and done.stderr.startswith("error: ")
     assert not (tmp_path / "budget.json").exists()
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", '{"tokens": 1}'])
+def test_a_damaged_budget_is_told(home, config, tmp_path, text):
+    (tmp_path / "budget.json").write_text(text)
+    done = compare(home, tmp_path, config, ["gru"], TOKENS)
+    assert done.returncode == 1 and "budget.json is damaged" in done.stderr
+    assert done.stderr.count("\n") == 1

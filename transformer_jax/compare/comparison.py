@@ -103,16 +103,19 @@ def _keep_budget(path: pathlib.Path, budget: Budget, planned: list[Run]) -> None
     """Keeps the budget of a new comparison; ValueError where what is there had another."""
     trained = [run.workdir for run in planned if (run.workdir / CONFIG_FILE).exists()]
     if path.exists():
-        before = json.loads(path.read_text(encoding="utf-8"))
-        if before != budget._asdict():
+        try:
+            before = Budget(**json.loads(path.read_text(encoding="utf-8")))
+        except (TypeError, ValueError):
+            raise ValueError(f"{path} is damaged: choose another --workdir") from None
+        if before != budget:
             raise ValueError(
-                f"{path.parent} is a comparison of runs with {_stated(**before)}, not "
-                f"{_stated(**budget._asdict())}: choose another --workdir"
+                f"{path.parent} is a comparison of runs with {_stated(before)}, not "
+                f"{_stated(budget)}: choose another --workdir"
             )
     elif trained:
         raise ValueError(
             f"{trained[0]} was not trained by a comparison, and may have had more or less than "
-            f"{_stated(**budget._asdict())}: choose another --workdir"
+            f"{_stated(budget)}: choose another --workdir"
         )
     if budget.target_tokens and not all(run.config.data.tokens_per_batch for run in planned):
         raise ValueError(
@@ -131,10 +134,10 @@ def _finite(tree: Any) -> Any:
     return None if isinstance(tree, float) and not math.isfinite(tree) else tree
 
 
-def _stated(target_tokens: int, train_seconds: float) -> str:
-    if train_seconds:
-        return f"--train_seconds={train_seconds:g}"
-    return f"--target_tokens={target_tokens}"
+def _stated(budget: Budget) -> str:
+    if budget.train_seconds:
+        return f"--train_seconds={budget.train_seconds:g}"
+    return f"--target_tokens={budget.target_tokens}"
 
 
 def _spread(lengths: Sequence[int]) -> list[int]:
