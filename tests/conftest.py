@@ -1,6 +1,7 @@
 """Strict JAX on four fake CPU devices; what is cached is cached for the session alone."""
 
 import os
+import signal
 import tempfile
 
 os.environ["XLA_FLAGS"] = (
@@ -13,6 +14,8 @@ import jax
 import pytest
 from commands import CONFIG, run_training
 
+# A shell's job in the background ignores Ctrl-C, and so would all that the tests start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 # The same examples in every run: what fails, fails for a change and not by chance.
 hypothesis.settings.register_profile("suite", derandomize=True, deadline=None)
 hypothesis.settings.load_profile("suite")
