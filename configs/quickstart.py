@@ -33,6 +33,7 @@ def get_config() -> Config:
             test="numbers:test",
             vocab_size=200,
             vocabulary_kind="bpe",
+            byte_fallback=False,
             max_length=48,
             max_pairs=60_000,
             tokens_per_batch=2048,

@@ -180,8 +180,10 @@ def test_a_bad_corpus_or_vocabulary_ends_the_training_before_it_begins(corpus, t
     text = f"text:{corpus}"
     assert "config.data.train names no corpus" in error_of(tmp_path)
     assert "at most" in error_of(tmp_path, train=text, vocab_size=5000)
-    assert "has no pair left" in error_of(tmp_path, train=text, vocab_size=14, max_length=2)
-    short = error_of(tmp_path, train=text, vocab_size=14, source_row_length=2)
+    assert "has no pair left" in error_of(
+        tmp_path, train=text, vocab_size=14, byte_fallback=False, max_length=2
+    )
+    short = error_of(tmp_path, train=text, vocab_size=14, byte_fallback=False, source_row_length=2)
     assert "config.data.source_row_length=2 is less than the longest source kept" in short
     unknown = "tfds:wmt14_translat/de-en:train"
     assert "did you mean wmt14_translate" in error_of(tmp_path, train=unknown)

@@ -18,6 +18,7 @@ def get_config(name):
     config.data.train, config.data.valid = "numbers:train", "text:{corpus}"
     config.data.test = "text:{corpus}"
     config.data.vocab_size, config.data.vocabulary_kind, config.data.max_pairs = 100, "bpe", 300
+    config.data.byte_fallback = False
     config.data.tokens_per_batch, config.data.num_buckets = 256, 1
     config.data.batching = "bucketed"
     config.training.num_steps, config.training.log_every, config.training.eval_every = 6, 2, 4

@@ -73,16 +73,28 @@ def log_to_stderr() -> None:
 
 
 def use_huge_pages() -> None:
-    """Starts the program anew with glibc told to ask for huge pages, unless it already was.
+    """Starts our own command again with glibc told to ask for huge pages, unless it already was.
 
     XLA on a CPU allocates its scratch memory afresh at each step, hundreds of megabytes
     that are mapped page by page: with pages of 4 KiB a third of a training step went into
     100,000 page faults. glibc reads the setting only when a process starts. Whoever sets
-    GLIBC_TUNABLES keeps it as it is.
+    GLIBC_TUNABLES keeps it as it is, and a notebook, a debugger, a profiler or a script that
+    calls us keeps its process.
     """
-    if sys.platform == "linux" and "GLIBC_TUNABLES" not in os.environ:
+    if sys.platform == "linux" and "GLIBC_TUNABLES" not in os.environ and _is_own_process():
         os.environ["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
+def _is_own_process() -> bool:
+    """Whether Python was started for one of our commands and nothing else."""
+    if sys.gettrace() or sys.getprofile():
+        return False
+    package = pathlib.Path(__file__).resolve().parent
+    scripts = (package.parent / "train.py", package.parent / "decode.py")
+    arguments = sys.orig_argv[1:]
+    script = pathlib.Path(next((x for x in arguments if not x.startswith("-")), "")).resolve()
+    return script in scripts or arguments[:2] == ["-m", "transformer_jax.compare"]
 
 
 def cache_compilations() -> None:

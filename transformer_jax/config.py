@@ -62,7 +62,12 @@ class DataConfig:
     vocab_size: int = _number(8000, 8)
     vocabulary: str = ""  # a SentencePiece model to use instead of training one
     vocabulary_kind: str = _choice("unigram", "unigram", "bpe", "bytes", "symbols")
-    byte_fallback: bool = False  # spell characters that the vocabulary lacks in bytes
+    byte_fallback: bool = True  # spell characters that the vocabulary lacks in bytes
+    # Of sources alone (composed characters, single spaces), so that the target's own text
+    # survives; or a rule of SentencePiece for both sides.
+    normalization: str = _choice(
+        "nfc_source", "nfc_source", "identity", "nfkc", "nmt_nfkc", "nfkc_cf", "nmt_nfkc_cf"
+    )
     sampling_alpha: float = _number(0.0, 0.0, 1.0)  # segment anew at each epoch; 0 = off
     max_length: int = _number(128, 2)  # tokens a side, with the end symbol; longer: left out
     max_length_ratio: float = _number(0.0, 0.0)  # of the sides; beyond: left out; 0 = any

@@ -4,9 +4,10 @@ import gzip
 import lzma
 import shutil
 
-import num2words
+import numpy as np
 import pytest
 
+from transformer_jax.data import corpus as corpus_module
 from transformer_jax.data.corpus import Corpus, Pair, parse_corpora, read_corpus
 
 WRITERS = {"": open, ".gz": gzip.open, ".xz": lzma.open}
@@ -313,15 +314,38 @@ def test_a_fingerprint_names_a_missing_file(tmp_path):
         fingerprint(f"text:{tmp_path / 'c'}")
 
 
-def test_number_splits_share_nothing_and_are_a_million(monkeypatch):
-    monkeypatch.setattr(num2words, "num2words", lambda number, lang: number)
+@pytest.fixture
+def digits(monkeypatch):
+    """Numbers as digits instead of words, "1,234" in both languages."""
+    monkeypatch.setattr(corpus_module, "_words_of", lambda number, language: f"{number:,}")
+
+
+def test_number_splits_share_nothing_and_are_a_million(digits):
     splits = [
-        [pair.source for pair in read_corpus(f"numbers:{split}", "en", "de")]
+        [int(pair.target.replace(",", "")) for pair in read_corpus(f"numbers:{split}", "en", "de")]
         for split in ("train", "valid", "test")
     ]
-    assert [len(split) for split in splits] == [998_000, 1000, 1000]
-    assert sorted(sum(splits, [])) == list(range(1_000_000))
+    assert [len(set(split)) for split in splits] == [998_000, 1000, 1000]
+    assert set(splits[0]) | set(splits[1]) | set(splits[2]) == set(range(1_000_000))
     assert splits[1] != sorted(splits[1])
+
+
+def test_training_numbers_are_short_and_without_commas_often(digits):
+    """And the targets of all have theirs."""
+    (corpus,) = parse_corpora("numbers:train", "en", "de", max_pairs=60_000)
+    pairs = list(corpus)
+    assert {str(n) for n in range(100)} <= {pair.source for pair in pairs}
+    assert 0.18 < np.mean([len(pair.target) <= 5 for pair in pairs]) < 0.25  # below ten thousand
+    longer = [pair for pair in pairs if "," in pair.target]
+    assert 0.48 < np.mean(["," in pair.source for pair in longer]) < 0.52
+    assert all(pair.source.replace(",", "") == pair.target.replace(",", "") for pair in pairs)
+
+
+def test_a_range_of_numbers_is_all_of_them_in_order(digits):
+    pairs = list(read_corpus("numbers:998-1001", "en", "de"))
+    assert [pair.source for pair in pairs] == ["998", "999", "1,000", "1,001"]
+    for wrong in ("9-8", "0-1000000", "5"):
+        assert "numbers:FIRST-LAST" in error_of(f"numbers:{wrong}")
 
 
 @pytest.mark.parametrize(

@@ -136,7 +136,7 @@ def test_blanks_are_empty_even_where_they_have_tokens(corpus_of, tmp_path):
 
 def test_limits_are_the_most_that_is_allowed(open_pairs, vocabulary):
     """Lengths count the end symbol."""
-    long, short = (len(x) for x in vocabulary.encode(["Hund " * 5, "Hund"]))
+    long, short = (len(x) for x in vocabulary.encode_sources(["Hund " * 5, "Hund"]))
     pairs = [Pair("Hund " * 5, "Hund")]
     ratio = long / short
     assert len(open_pairs(pairs, Filters(long))) == 1
@@ -151,6 +151,15 @@ def test_unknown_symbols_and_characters_are_counted_of_what_is_kept(open_pairs):
     assert store.counts["target unknown"] == 1
     assert store.counts["source characters"] == 8 + 4
     assert store.counts["target characters"] == 6 + 5
+
+
+def test_targets_that_do_not_come_back_are_counted_with_what_they_lose(open_pairs):
+    """Of what is kept; the vocabulary has neither bytes nor these characters."""
+    lost = [Pair("Hund", "Hund 한한"), Pair("Hund", "국 Hund"), Pair("", "한")]
+    store = open_pairs([*lost, Pair("  한\u00a0Hund ", "Hund  Katze ")])
+    assert store.counts["altered"] == 2 and store.lost == {"한": 2, "국": 1}
+    assert store.altered == "66.67% (lost: '한' 2, '국' 1)"
+    assert open_pairs([Pair("Hund", "Katze")]).altered == "0.00%"
 
 
 def test_an_empty_corpus_is_an_empty_store(open_pairs):

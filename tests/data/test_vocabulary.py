@@ -70,8 +70,51 @@ def test_what_the_vocabulary_has_not_is_unknown(vocabulary):
     assert UNK in ids and "⁇" in vocabulary.decode(ids)
 
 
-def test_blank_text_is_only_the_end(vocabulary):
-    assert vocabulary.encode(["", "  \t "]) == [[EOS], [EOS]]
+def test_a_source_of_spaces_is_only_the_end(vocabulary):
+    assert vocabulary.encode_sources(["", "  \t \u3000"]) == [[EOS], [EOS]]
+
+
+ODD = ["，！ ½ m² № ™ … ﬁ １２", "می\u200cخواهم", "a  b ", " e\u0301 \u00a0\tc", "옛 잎 젊", "▅ 🙂"]
+
+
+@pytest.mark.parametrize("kind", ["unigram", "bpe", "bytes"])
+def test_targets_survive_and_sources_are_normalised(kind):
+    """Compatibility characters, joiners, doubled and odd spaces, what was never seen."""
+    vocabulary = Vocabulary.train([PAIRS], 400, kind, byte_fallback=True)
+    assert vocabulary.decode_all(vocabulary.encode(ODD)) == ODD
+    if kind != "bytes":
+        sources = vocabulary.encode_sources(["  e\u0301\u00a0\tc "]), vocabulary.encode(["é c"])
+        assert sources[0] == sources[1]
+        assert vocabulary.decode(vocabulary.encode_sources(["½ …"])[0]) == "½ …"
+
+
+@pytest.mark.parametrize("rule", ["identity", "nfkc", "nmt_nfkc"])
+def test_a_rule_of_sentencepiece_is_for_both_sides_and_kept(rule, tmp_path):
+    Vocabulary.train([PAIRS], 400, byte_fallback=True, normalization=rule).save(tmp_path / "v")
+    vocabulary = Vocabulary.load(tmp_path / "v")
+    assert vocabulary.normalization == rule
+    assert vocabulary.encode_sources(["½ ﬁ"]) == vocabulary.encode(["½ ﬁ"])
+    assert (vocabulary.decode(vocabulary.encode(["½ ﬁ"])[0]) == "½ ﬁ") == (rule == "identity")
+
+
+def test_all_that_text_has_is_learnt_from():
+    """Long lines, without any space too, and lines with what SentencePiece keeps for itself."""
+    documents = [Pair("數 " + "漢字" * 3000, "word " * 2000)] * 3 + [Pair("▅ reserved", "long")]
+    for kind in ("unigram", "bpe"):
+        vocabulary = Vocabulary.train([documents], 23, kind)
+        assert not any(UNK in ids for ids in vocabulary.encode(["數 漢字", "word reserved long"]))
+    symbols = [" ".join(f"s{i}_{'x' * 30}" for i in range(1000)), "▅a ▅b"]
+    vocabulary = Vocabulary.train([[Pair(symbols[0], symbols[1])]], 2000, "symbols")
+    assert not any(UNK in ids for ids in vocabulary.encode(symbols)) and len(vocabulary) == 1006
+
+
+def test_every_sentence_is_spelt_with_bytes_or_with_all_characters():
+    rare = [Pair(f"{chr(0xAC00 + i)}", "가") for i in range(60)]
+    corpus = [*[Pair("가 나 다", "가 나")] * 100_000, *rare]
+    texts = [pair.source for pair in rare]
+    for size, bytes_too in ((69, False), (266, True)):
+        vocabulary = Vocabulary.train([corpus], size, byte_fallback=bytes_too)
+        assert vocabulary.decode_all(vocabulary.encode(texts)) == texts
 
 
 def test_all_corpora_are_learnt_from():
@@ -123,16 +166,6 @@ def test_symbols_are_what_stands_between_blanks_the_most_frequent_first():
     short = Vocabulary.train([corpus], 6, "symbols")
     assert short.pieces(range(6)) == [*vocabulary.pieces(range(4)), "▁c_1", "▁b!"]
     assert short.encode(["b! ä c_1", "c_", "a"]) == [[5, UNK, 4, EOS], [UNK, EOS], [UNK, EOS]]
-
-
-@pytest.mark.parametrize("kind", ["symbols", "unigram", "bpe"])
-def test_symbols_are_not_normalised_and_pieces_are(kind):
-    """Compatibility characters: a ligature is two letters, except where it is a symbol."""
-    vocabulary = Vocabulary.train([[*PAIRS, Pair("ﬁ", "fi")]], 110, kind)
-    if kind == "symbols":
-        vocabulary = Vocabulary.train([[Pair("ﬁ", "fi")]], 110, kind)
-    ligature, letters = vocabulary.encode(["ﬁ", "fi"])
-    assert (ligature == letters) == (kind != "symbols") and UNK not in ligature
 
 
 @pytest.mark.parametrize("kind", ["bytes", "symbols", "unigram", "bpe"])

@@ -178,6 +178,16 @@ def test_padding_and_start_are_never_words(model):
         assert EOS in row and not np.isin(row[:length], (PAD, BOS)).any()
 
 
+@pytest.mark.parametrize("options", [{}, {"sample": True}])
+def test_the_unknown_symbol_is_never_a_word(model, options):
+    unknown = 3
+    tempted = BigramModel(model.logits_BTVV.copy())
+    tempted.logits_BTVV[..., unknown] = 10.0
+    for unk, comes in ((-1, True), (unknown, False)):
+        found = find(tempted, width=4, n_best=4, unk=unk, **options)
+        assert np.any(np.asarray(found.tokens) == unknown) == comes
+
+
 def test_early_ends_do_not_crowd_out_the_best_hypothesis():
     """Label smoothing: at each place the right word is likely, and all others equally unlikely."""
     logits = np.zeros((3, LIMIT, VOCAB, VOCAB), np.float32)

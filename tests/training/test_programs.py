@@ -188,7 +188,7 @@ def test_usable_memory_is_some_of_what_there_is():
 
 
 def make_config(accumulate_steps: int = 1) -> Config:
-    fields = {"train": "numbers:train", "max_pairs": 2000, "vocab_size": 90}
+    fields = {"train": "numbers:train", "max_pairs": 2000, "vocab_size": 90, "byte_fallback": False}
     fields |= {"vocabulary_kind": "bpe", "max_length": 40, "tokens_per_batch": 0}
     return Config(
         model=MODEL,

@@ -45,6 +45,7 @@ def make_config(num_steps: int = 6, **sections: dict) -> Config:
             "train": "numbers:train",
             "max_pairs": 200,
             "vocab_size": 90,
+            "byte_fallback": False,
             "vocabulary_kind": "bpe",
             "max_length": 40,
             "num_buckets": 2,

@@ -39,7 +39,7 @@ class Budget(NamedTuple):
 _SAME = (
     "train valid test source_language target_language language_tags temperature max_length "
     "max_length_ratio drop_identical max_pairs sampling_alpha vocab_size vocabulary_kind "
-    "byte_fallback"
+    "byte_fallback normalization"
 ).split()
 
 
@@ -124,7 +124,7 @@ def _check_alike(configs: dict[str, Config]) -> None:
         one, its = configs[first].data, configs[other].data
         for field in _SAME:
             if getattr(one, field) != getattr(its, field):
-                what = "vocabularies" if field.startswith(("vocab", "byte")) else "data"
+                what = "vocabularies" if field.startswith(("vocab", "byte", "norm")) else "data"
                 raise ValueError(
                     f"{first} and {other} have different {what}: config.data.{field} is "
                     f"{getattr(one, field)!r} and {getattr(its, field)!r}; a comparison wants one"

@@ -23,8 +23,9 @@ from transformer_jax.data.array_files import Arrays, Writer, open_or_build
 from transformer_jax.data.corpus import Corpus
 from transformer_jax.data.vocabulary import UNK, Vocabulary
 
-_FORMAT = 1  # of what is kept: with another number, older stores are not found
+_FORMAT = 2  # of what is kept: with another number, older stores are not found
 _CHUNK = 5_000  # pairs tokenised in one call
+_LOST = 10  # characters that are named
 _CHUNKS_ALONE = 6  # fewer are done before other processes have started
 
 
@@ -44,7 +45,7 @@ class Side(NamedTuple):
 
 # Why a pair is left out.
 REASONS = ("empty", "too long", "length ratio", "identical")
-_COUNTED = ("pairs", *REASONS, "same") + tuple(
+_COUNTED = ("pairs", *REASONS, "same", "altered") + tuple(
     f"{side} {what}" for side in ("source", "target") for what in ("unknown", "characters")
 )
 
@@ -56,7 +57,9 @@ class TokenStore(NamedTuple):
       source, target: the two sides.
       counts: "pairs" that were read, those left out for each of `REASONS`, those with the
         "same" text on both sides; and of the pairs that are here "source unknown" and
-        "target unknown" symbols, "source characters" and "target characters".
+        "target unknown" symbols, "source characters" and "target characters", and the number
+        of targets that are "altered": encoding and decoding does not give them back.
+      lost: the characters that altered targets lose most often, with their number.
       fingerprint: equal for equal content.
     """
 
@@ -64,6 +67,7 @@ class TokenStore(NamedTuple):
     target: Side
     counts: dict[str, int]
     fingerprint: int
+    lost: dict[str, int] = {}
 
     def __len__(self) -> int:
         return len(self.source.offsets) - 1
@@ -72,6 +76,13 @@ class TokenStore(NamedTuple):
     def left_out(self) -> str:
         """How many pairs are not here, by reason, in words."""
         return ", ".join(f"{self.counts[r]:,} {r}" for r in REASONS if self.counts[r]) or "none"
+
+    @property
+    def altered(self) -> str:
+        """The share of targets that are altered, and the characters that they lose, in words."""
+        share = f"{self.counts['altered'] / max(len(self), 1):.2%}"
+        lost = (f"{character!r} {count:,}" for character, count in self.lost.items())
+        return " ".join([share, *([f"(lost: {', '.join(lost)})"] if self.lost else [])])
 
 
 class Filters(NamedTuple):
@@ -100,10 +111,10 @@ def open_store(
     key = [_FORMAT, content, vocabulary.fingerprint(), *filters]
     digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:20]
 
-    def build(writer: Writer) -> dict[str, int]:
-        counts = _write(tokenize(corpus, vocabulary, filters), writer, _dtype(vocabulary))
+    def build(writer: Writer) -> dict[str, dict[str, int]]:
+        record = _write(tokenize(corpus, vocabulary, filters), writer, _dtype(vocabulary))
         corpus.check_unchanged(content)
-        return counts
+        return record
 
     return _store(open_or_build(cache / f"tokens-{digest}", f"the tokens of {corpus.name}", build))
 
@@ -113,24 +124,26 @@ def _store(kept: Arrays) -> TokenStore:
         Side(kept.arrays[f"{side}_ids"], kept.arrays[f"{side}_offsets"])
         for side in ("source", "target")
     )
-    return TokenStore(source, target, kept.record, kept.checksum)
+    return TokenStore(source, target, kept.record["counts"], kept.checksum, kept.record["lost"])
 
 
 class Chunk(NamedTuple):
-    """Tokenised pairs: ids end to end and lengths of each side, and `TokenStore.counts`."""
+    """Tokenised pairs: ids end to end and lengths of each side, and what `TokenStore` counts."""
 
     ids: tuple[np.ndarray, np.ndarray]
     lengths: tuple[np.ndarray, np.ndarray]
     counts: collections.Counter
+    lost: collections.Counter
 
 
 def _dtype(vocabulary: Vocabulary) -> np.dtype:
     return np.dtype(np.uint16 if len(vocabulary) <= 2**16 else np.int32)
 
 
-def _write(chunks: Iterable[Chunk], writer: Writer, dtype: np.dtype) -> dict[str, int]:
-    """Appends all chunks; returns their counts."""
+def _write(chunks: Iterable[Chunk], writer: Writer, dtype: np.dtype) -> dict[str, dict[str, int]]:
+    """Appends all chunks; returns the record of the store: its `counts` and `lost`."""
     counts: collections.Counter = collections.Counter()
+    lost: collections.Counter = collections.Counter()
     ends = {"source": 0, "target": 0}
     for side in ends:
         writer.append(f"{side}_ids", np.zeros(0, dtype))
@@ -141,7 +154,9 @@ def _write(chunks: Iterable[Chunk], writer: Writer, dtype: np.dtype) -> dict[str
             writer.append(f"{side}_offsets", ends[side] + np.cumsum(lengths))
             ends[side] += len(ids)
         counts.update(chunk.counts)
-    return {name: counts[name] for name in _COUNTED}
+        lost.update(chunk.lost)
+    most_lost = sorted(lost.items(), key=lambda x: (-x[1], x[0]))[:_LOST]
+    return {"counts": {name: counts[name] for name in _COUNTED}, "lost": dict(most_lost)}
 
 
 def tokenize(
@@ -230,7 +245,8 @@ class Tokenizer:
 
     def __call__(self, sources: Sequence[str], targets: Sequence[str]) -> Chunk:
         texts = {"source": sources, "target": targets}
-        ids, lengths = zip(*(self._encode(side) for side in texts.values()))
+        encoded = self._vocabulary.encode_sources(sources), self._vocabulary.encode(targets)
+        ids, lengths = zip(*map(self._flat, encoded))
         blank = np.array([not (s.strip() and t.strip()) for s, t in zip(sources, targets)])
         same = np.array([s == self._tag + t for s, t in zip(sources, targets)])
         counts = collections.Counter(pairs=len(blank), same=int(same.sum()))
@@ -243,11 +259,15 @@ class Tokenizer:
             characters = np.fromiter(map(len, texts[name]), np.int64, len(kept))
             counts[f"{name} characters"] = int(characters[kept].sum())
             counts[f"{name} unknown"] = int(np.count_nonzero(side == UNK))
-        return Chunk(ids, tuple(x[kept] for x in lengths), counts)
+        lost: collections.Counter = collections.Counter()
+        for index, decoded in enumerate(self._vocabulary.decode_all(encoded[1])):
+            if kept[index] and decoded != targets[index]:
+                counts["altered"] += 1
+                lost += collections.Counter(targets[index]) - collections.Counter(decoded)
+        return Chunk(ids, tuple(x[kept] for x in lengths), counts, lost)
 
-    def _encode(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """Ids of all texts end to end, and their lengths."""
-        encoded = self._vocabulary.encode(texts)
+    def _flat(self, encoded: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
+        """Ids of all sentences end to end, and their lengths."""
         lengths = np.fromiter(map(len, encoded), np.int64, len(encoded))
         flat = itertools.chain.from_iterable(encoded)
         return np.fromiter(flat, _dtype(self._vocabulary), int(lengths.sum())), lengths

@@ -1,18 +1,23 @@
 """The joint SentencePiece vocabulary: train, load, encode, decode.
 
-The only home of the special symbols: padding, start (<sos>), end (<eos>) and unknown.
+The only home of the special symbols: padding, start (<sos>), end (<eos>) and unknown. How text is
+normalised is kept in the model itself, as the name of its normaliser.
 """
 
+import collections
 import hashlib
 import io
 import itertools
+import math
 import os
 import pathlib
 import random
 import re
-from collections.abc import Iterable, Sequence
+import unicodedata
+from collections.abc import Callable, Iterable, Sequence
 
 import sentencepiece
+from sentencepiece import sentencepiece_model_pb2 as protocol
 
 from transformer_jax.data.corpus import Pair
 
@@ -22,6 +27,19 @@ PAD, BOS, EOS, UNK = 0, 1, 2, 3
 # first, since a corpus of few words may need more for many pieces.
 _SAMPLE_SENTENCES = 200_000
 _SENTENCES_A_PIECE = 7
+# SentencePiece leaves out lines of more than 4,192 bytes, and a character has at most 4.
+_CHUNK = re.compile(r".{1,1000}(?!\S)|.{1,1000}", re.DOTALL)
+_RESERVED = "\u2585"  # SentencePiece leaves out the lines that have it
+_SPACE = "\u2581"  # what SentencePiece writes for a space
+
+# The target's own text survives: only sources are normalised, as `normalized_source` does.
+SOURCES_ALONE = "nfc_source"
+NORMALIZATIONS = (SOURCES_ALONE, "identity", "nfkc", "nmt_nfkc", "nfkc_cf", "nmt_nfkc_cf")
+
+
+def normalized_source(text: str) -> str:
+    """Composed characters (Unicode NFC) and single spaces: what differs looks the same."""
+    return " ".join(unicodedata.normalize("NFC", text).split())
 
 
 class Vocabulary:
@@ -35,6 +53,7 @@ class Vocabulary:
         except RuntimeError:
             raise ValueError(f"{name} is not a SentencePiece model") from None
         self.model = model
+        self.normalization = protocol.ModelProto.FromString(model).normalizer_spec.name
         ids = (self._processor.pad_id(), self._processor.bos_id(), self._processor.eos_id())
         if ids != (PAD, BOS, EOS):
             raise ValueError(
@@ -55,6 +74,7 @@ class Vocabulary:
         kind: str = "unigram",
         *,
         byte_fallback: bool = False,
+        normalization: str = SOURCES_ALONE,
         tags: Sequence[str] = (),
     ) -> "Vocabulary":
         """Makes one vocabulary for both sides of the pairs (section 5.1 of the paper).
@@ -65,7 +85,10 @@ class Vocabulary:
           kind: "unigram" (Kudo 2018), "bpe" (Sennrich et al. 2016), "bytes" (raw UTF-8, for
             which corpora and vocab_size do not matter) or "symbols" (whatever stands between
             blanks, the most frequent first).
-          byte_fallback: spell unknown characters in bytes ("unigram" and "bpe").
+          byte_fallback: spell what has no piece in bytes ("unigram" and "bpe"): all characters but
+            the rarest have pieces. Without, all characters of the corpora have.
+          normalization: one of `NORMALIZATIONS`: of sources alone, or a rule of SentencePiece for
+            both sides ("unigram" and "bpe").
           tags: symbols that are one piece each, at the beginning of a text.
 
         Raises:
@@ -73,24 +96,20 @@ class Vocabulary:
         """
         if kind == "bytes":
             return cls(_byte_model(tags))
-        options = {
-            "vocab_size": vocab_size,
-            "model_type": kind,
-            "character_coverage": 0.9999,
-            "byte_fallback": byte_fallback,
-        }
-        if kind == "symbols":
-            options |= {"model_type": "word", "normalization_rule_name": "identity"}
-            options |= {"hard_vocab_limit": False, "character_coverage": 1.0}
+        sources_alone = normalization == SOURCES_ALONE and kind != "symbols"
+        of_source = normalized_source if sources_alone else str
         # More pieces need more text to be drawn from.
         size = max(_SAMPLE_SENTENCES, _SENTENCES_A_PIECE * vocab_size)
         while True:
-            texts, number = _sample(corpora, size)
+            required = None if byte_fallback or kind == "symbols" else set()
+            texts, number = _sample(corpora, size, of_source, required)
+            if kind == "symbols":
+                return cls(_symbol_model(texts, vocab_size, tags))
             try:
-                return cls(_train(texts, tags, options))
+                return cls(_train(texts, tags, vocab_size, kind, required, normalization))
             except (RuntimeError, OSError) as error:
                 if "Vocabulary size too high" not in str(error) or size >= number:
-                    raise ValueError(_explain(error, vocab_size)) from None
+                    raise ValueError(_explain(error, vocab_size, byte_fallback)) from None
                 size *= 2
 
     def save(self, path: str | os.PathLike) -> None:
@@ -114,6 +133,12 @@ class Vocabulary:
         """Token ids of each text, closed by the end symbol."""
         return self._processor.encode(list(texts), add_eos=True)
 
+    def encode_sources(self, texts: Sequence[str]) -> list[list[int]]:
+        """As `encode`, of texts to be translated, which may be normalised harder."""
+        if self.normalization == SOURCES_ALONE:
+            texts = map(normalized_source, texts)
+        return self.encode(texts)
+
     def nbest(self, text: str, size: int) -> list[list[int]]:
         """The most probable segmentations of a text by a unigram vocabulary, no end symbol."""
         return self._processor.nbest_encode(text, nbest_size=size)
@@ -122,19 +147,34 @@ class Vocabulary:
         """The text of token ids; special symbols give nothing, unknown ones U+2047."""
         return self._processor.decode([int(i) for i in ids])
 
+    def decode_all(self, sentences: list[list[int]]) -> list[str]:
+        """The text of each list of token ids."""
+        return self._processor.decode(sentences)
+
     def pieces(self, ids: Sequence[int]) -> list[str]:
         """The piece of each id, as SentencePiece writes it."""
         return [self._processor.id_to_piece(int(i)) for i in ids]
 
 
-def _sample(corpora: Sequence[Iterable[Pair]], size: int) -> tuple[list[str], int]:
+def _sample(
+    corpora: Sequence[Iterable[Pair]],
+    size: int,
+    of_source: Callable[[str], str] = str,
+    characters: set[str] | None = None,
+) -> tuple[list[str], int]:
     """At most `size` texts of all sides, drawn at random, and how many there are.
+
+    Adds the characters of all texts, of those not drawn too, to `characters`.
 
     Reservoir sampling (Vitter 1985, algorithm R). SentencePiece's own draws others in each
     process.
     """
     chance, kept, number = random.Random(0), [], 0
-    for number, text in enumerate(itertools.chain.from_iterable(itertools.chain(*corpora)), 1):
+    pairs = itertools.chain(*corpora)
+    sides = itertools.chain.from_iterable((of_source(pair[0]), pair[1]) for pair in pairs)
+    for number, text in enumerate(sides, 1):
+        if characters is not None:
+            characters.update(text)
         if number <= size:
             kept.append(text)
         elif (place := int(chance.random() * number)) < size:
@@ -145,15 +185,27 @@ def _sample(corpora: Sequence[Iterable[Pair]], size: int) -> tuple[list[str], in
 _SPECIAL = {PAD: "<pad>", BOS: "<sos>", EOS: "<eos>", UNK: "<unk>"}
 
 
-def _train(texts: list[str], tags: Sequence[str], options: dict) -> bytes:
-    """A SentencePiece model of the texts; RuntimeError where there can be none."""
+def _train(
+    texts: list[str],
+    tags: Sequence[str],
+    vocab_size: int,
+    kind: str,
+    required: set[str] | None,
+    normalization: str,
+) -> bytes:
+    """A SentencePiece model of the texts; RuntimeError where there can be none.
+
+    Each of the `required` characters has a piece; None: rare ones are spelt in bytes.
+    """
     model = io.BytesIO()
+    chunks = (_CHUNK.findall(text.replace(_RESERVED, " ")) for text in texts if text.strip())
+    as_written = normalization in (SOURCES_ALONE, "identity")
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(texts),
+        sentence_iterator=itertools.chain.from_iterable(chunks),
         model_writer=model,
         num_threads=16,  # the pieces depend on their number: the same everywhere
         # With its blank, as it stands in a text: without, the blank would be a piece before it.
-        user_defined_symbols=[f"\u2581{tag}" for tag in tags],
+        user_defined_symbols=[f"{_SPACE}{tag}" for tag in tags],
         pad_id=PAD,
         bos_id=BOS,
         eos_id=EOS,
@@ -161,46 +213,86 @@ def _train(texts: list[str], tags: Sequence[str], options: dict) -> bytes:
         eos_piece=_SPECIAL[EOS],
         unk_id=UNK,
         minloglevel=2,
-        **options,
+        vocab_size=vocab_size,
+        model_type=kind,
+        byte_fallback=required is None,
+        character_coverage=0.9999,
+        required_chars="".join(sorted((required or set()) - {_RESERVED, _SPACE, " ", "\t", "\0"})),
+        normalization_rule_name="identity" if as_written else normalization,
+        remove_extra_whitespaces=not as_written,
     )
-    return model.getvalue()
+    trained = protocol.ModelProto.FromString(model.getvalue())
+    trained.normalizer_spec.name = normalization
+    return trained.SerializeToString()
 
 
-def _byte_model(tags: Sequence[str]) -> bytes:
-    """A SentencePiece model that spells all text in bytes, blanks as they are."""
-    from sentencepiece import sentencepiece_model_pb2 as protocol
-
+def _empty_model() -> protocol.ModelProto:
+    """A SentencePiece model of the special symbols, which normalises nothing."""
     types = protocol.ModelProto.SentencePiece
     model = protocol.ModelProto()
     for number, piece in _SPECIAL.items():
         model.pieces.add(piece=piece, type=types.UNKNOWN if number == UNK else types.CONTROL)
+    trainer = model.trainer_spec
+    trainer.pad_id, trainer.bos_id, trainer.eos_id, trainer.unk_id = PAD, BOS, EOS, UNK
+    trainer.bos_piece, trainer.eos_piece = _SPECIAL[BOS], _SPECIAL[EOS]
+    model.normalizer_spec.name = "identity"
+    return model
+
+
+def _symbol_model(texts: list[str], vocab_size: int, tags: Sequence[str]) -> bytes:
+    """A SentencePiece model of what stands between spaces, the most frequent first.
+
+    Its own trainer leaves out long lines and some characters.
+    """
+    model, types = _empty_model(), protocol.ModelProto.SentencePiece
+    model.trainer_spec.model_type = protocol.TrainerSpec.WORD
+    for tag in tags:
+        model.pieces.add(piece=f"{_SPACE}{tag}", type=types.USER_DEFINED)
+    counts = collections.Counter(
+        symbol for text in texts for symbol in text.replace(_SPACE, " ").split(" ")
+    )
+    for absent in ("", *tags):
+        del counts[absent]
+    if not counts:
+        raise ValueError(_NO_TEXT)
+    room = vocab_size - len(model.pieces)
+    for symbol, count in sorted(counts.items(), key=lambda x: (-x[1], x[0]))[:room]:
+        model.pieces.add(piece=_SPACE + symbol, score=math.log(count / counts.total()))
+    return model.SerializeToString()
+
+
+def _byte_model(tags: Sequence[str]) -> bytes:
+    """A SentencePiece model that spells all text in bytes, blanks as they are."""
+    model, types = _empty_model(), protocol.ModelProto.SentencePiece
+    model.trainer_spec.model_type = protocol.TrainerSpec.BPE
+    model.trainer_spec.byte_fallback = True
     for byte in range(256):
         model.pieces.add(piece=f"<0x{byte:02X}>", type=types.BYTE)
     for tag in tags:
         model.pieces.add(piece=tag, type=types.USER_DEFINED)
-    trainer, normalizer = model.trainer_spec, model.normalizer_spec
-    trainer.model_type, trainer.byte_fallback = protocol.TrainerSpec.BPE, True
-    trainer.pad_id, trainer.bos_id, trainer.eos_id, trainer.unk_id = PAD, BOS, EOS, UNK
-    trainer.bos_piece, trainer.eos_piece = _SPECIAL[BOS], _SPECIAL[EOS]
-    normalizer.name = "identity"
+    normalizer = model.normalizer_spec
     normalizer.add_dummy_prefix = normalizer.escape_whitespaces = False
     normalizer.remove_extra_whitespaces = False
     return model.SerializeToString()
 
 
-def _explain(error: Exception, vocab_size: int) -> str:
+_NO_TEXT = "no vocabulary could be trained: the training corpus has no text"
+
+
+def _explain(error: Exception, vocab_size: int, byte_fallback: bool) -> str:
     """SentencePiece's reasons for not training, as one sentence in this project's words."""
     text = str(error)
     if "sentences_.empty()" in text or "all_chars_count" in text:
-        return "no vocabulary could be trained: the training corpus has no text"
+        return _NO_TEXT
     if most := re.search(r"<= (\d+)", text):
         return (
             f"config.data.vocab_size={vocab_size} is more than the training corpus allows: "
             f"at most {most[1]}"
         )
     if least := re.search(r"smaller than required_chars\. \d+ vs (\d+)", text):
+        other = "False saves 256 for bytes" if byte_fallback else "True spells rare ones in bytes"
         return (
             f"config.data.vocab_size={vocab_size} is less than the symbols of the training "
-            f"corpus: at least {least[1]}"
+            f"corpus (config.data.byte_fallback={other}): at least {least[1]}"
         )
     return f"no vocabulary could be trained: {' '.join(text.split())}"

@@ -4,7 +4,7 @@ import dataclasses
 import math
 
 from transformer_jax.config import DecodingConfig
-from transformer_jax.data.vocabulary import BOS, EOS, PAD
+from transformer_jax.data.vocabulary import BOS, EOS, PAD, UNK
 from transformer_jax.decoding.search import Strategy, Weights
 
 EXTRA_LENGTH = 50  # a translation may be this much longer than its source (section 6.1)
@@ -113,6 +113,7 @@ class SearchOptions:
             bos=BOS,
             eos=EOS,
             pad=PAD,
+            unk=UNK,
         )
 
     @property

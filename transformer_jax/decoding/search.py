@@ -32,7 +32,7 @@ class Strategy:
       nucleus: draw among the most probable tokens that make up `Weights.top_p`.
       no_repeat_ngram: n-grams of this length occur once in a hypothesis; 0 = may repeat.
       coverage: use `Weights.coverage_penalty`.
-      bos, eos, pad: ids of the special symbols.
+      bos, eos, pad, unk: ids of the special symbols; -1 = there is none.
     """
 
     beam_size: int
@@ -45,6 +45,7 @@ class Strategy:
     bos: int = 1
     eos: int = 2
     pad: int = 0
+    unk: int = -1
 
 
 class Weights(NamedTuple):
@@ -297,8 +298,9 @@ def _step(model, state: State):
 def _forbidden(state: State, strategy: Strategy, vocab_size: int) -> jax.Array:
     """[B, W, V] which tokens may not come next.
 
-    Never padding or a second start; no end before the shortest length; at a sentence's last
-    place only the end; no n-gram again; and where a prefix is given, nothing but that.
+    Never padding, a second start or the unknown symbol, which says nothing; no end before the
+    shortest length; at a sentence's last place only the end; no n-gram again; and where a
+    prefix is given, nothing but that.
     """
     word_11V = jnp.arange(vocab_size)[None, None]
     demands, position_B = state.demands, state.position_B
@@ -307,7 +309,8 @@ def _forbidden(state: State, strategy: Strategy, vocab_size: int) -> jax.Array:
         for x_B in (position_B >= demands.limit_B - 1, position_B < demands.least_B - 1)
     )
     ends_11V = word_11V == strategy.eos
-    forbidden_BWV = (word_11V == strategy.pad) | (word_11V == strategy.bos)
+    never = (strategy.pad, strategy.bos, strategy.unk)
+    forbidden_BWV = jnp.isin(word_11V, jnp.array(never))
     forbidden_BWV = forbidden_BWV | (early_B11 & ends_11V) | (last_B11 & ~ends_11V)
     if strategy.no_repeat_ngram:
         forbidden_BWV |= ~ends_11V & _repeats(state, strategy, vocab_size)

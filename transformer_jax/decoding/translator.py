@@ -169,7 +169,7 @@ class Translator:
         for name, each in (("prefixes", prefixes), ("limits", limits)):
             if each and len(each) != len(lines):
                 raise ValueError(f"there are {len(each)} {name} for {len(lines)} lines")
-        ids = self.vocabulary.encode(lines)
+        ids = self.vocabulary.encode_sources(lines)
         forced_ids = [self.prefix_ids(text, search.max_length) for text in prefixes]
         numbers, sentences = [], []
         for index, (source, prefix) in enumerate(
@@ -306,7 +306,7 @@ class Translator:
 
     def prefix_ids(self, text: str, max_length: int) -> list[int]:
         """The tokens of a forced beginning; ValueError on one that cannot be."""
-        ids = self.vocabulary.encode([text])[0][:-1]
+        ids = self.vocabulary.encode([text.rstrip()])[0][:-1]
         if UNK in ids:
             raise ValueError(f"the vocabulary cannot spell the prefix {_shown(text)}")
         if len(ids) >= max_length:
@@ -318,7 +318,7 @@ class Translator:
 
     def _encoded_pairs(self, pairs: Sequence[tuple[str, str | Hypothesis]], max_length: int):
         """Ids of both sides, cut; and whether they were."""
-        sources = self.vocabulary.encode([source for source, _ in pairs])
+        sources = self.vocabulary.encode_sources([source for source, _ in pairs])
         targets = self.vocabulary.encode([t if isinstance(t, str) else "" for _, t in pairs])
         for index, (_, target) in enumerate(pairs):
             if isinstance(target, Hypothesis):

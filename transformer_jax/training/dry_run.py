@@ -59,6 +59,7 @@ def _describe(run: Trainer, used: int) -> Iterator[str]:
         )
         for side in ("source", "target"):
             yield f"  {side}: {_describe_side(getattr(store, side), side, store)}"
+        yield f"  targets altered by encoding and decoding: {store.altered}"
     yield f"vocabulary: {len(data.vocabulary):,} pieces, of which {used:,} occur"
     source, target = batches.fill()
     shapes = ", ".join(f"{rows} rows of {s.source} + {s.target}" for rows, s in batches.shapes)

@@ -156,7 +156,7 @@ def _vocabulary(
         return Vocabulary.load(data.vocabulary)
     if config.training.init_from:
         return Vocabulary.load(pathlib.Path(config.training.init_from) / VOCABULARY_FILE)
-    options = {"byte_fallback": data.byte_fallback}
+    options = {"byte_fallback": data.byte_fallback, "normalization": data.normalization}
     options["tags"] = sorted({corpus.tag for corpus in corpora} - {""})
     contents = [corpus.fingerprint() for corpus in corpora]
     key = [data.vocabulary_kind, data.vocab_size, options, contents]
@@ -182,13 +182,14 @@ def _open(
 ) -> TokenStore:
     store = open_store(corpus, vocabulary, filters, cache)
     logger.info(
-        "%s corpus %s, %s-%s: %s pairs, %s source and %s target tokens; left out: %s",
+        "%s corpus %s, %s-%s: %s pairs, %s source and %s target tokens; left out: %s%s",
         role,
         corpus.name,
         corpus.source_language,
         corpus.target_language,
         *(f"{n:,}" for n in (len(store), store.source.ids.size, store.target.ids.size)),
         store.left_out,
+        f"; altered by encoding and decoding: {store.altered}" if store.counts["altered"] else "",
     )
     if not len(store):
         raise ValueError(
