@@ -1,7 +1,11 @@
 """Strict JAX on four fake CPU devices; what is cached is cached for the session alone."""
 
+import ctypes
 import os
+import pathlib
+import shutil
 import signal
+import sys
 import tempfile
 
 os.environ["XLA_FLAGS"] = (
@@ -22,22 +26,20 @@ hypothesis.settings.load_profile("suite")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
-@pytest.fixture(scope="session", autouse=True)
-def cache_home():
-    """The user's cache folder of the tests and the commands they start: never the user's own."""
-    with tempfile.TemporaryDirectory() as folder:
-        os.environ["XDG_CACHE_HOME"] = folder
-        yield folder
+def pytest_configure(config):
+    """Caches that no earlier session has filled and all processes of this one share: the user's
+    cache folder, which is never the user's own, and the compiled programs."""
+    if not hasattr(config, "workerinput"):  # pytest-xdist's workers inherit them
+        config.cache_home = tempfile.mkdtemp()
+        os.environ["XDG_CACHE_HOME"] = config.cache_home
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = os.path.join(config.cache_home, "jax")
+    jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
-@pytest.fixture(scope="session", autouse=True)
-def compilation_cache():
-    """A cache that no earlier session has filled, for the tests and the commands they start."""
-    with tempfile.TemporaryDirectory() as folder:
-        os.environ["JAX_COMPILATION_CACHE_DIR"] = folder
-        jax.config.update("jax_compilation_cache_dir", folder)
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
-        yield folder
+def pytest_unconfigure(config):
+    if hasattr(config, "cache_home"):
+        shutil.rmtree(config.cache_home, ignore_errors=True)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -46,12 +48,18 @@ def few_programs():
     maps each program's several times, dies where it may not."""
     yield
     jax.clear_caches()
+    if sys.platform == "linux":
+        ctypes.CDLL(None).malloc_trim(0)  # or the process keeps what the largest module needed
 
 
 @pytest.fixture(scope="session")
 def home(tmp_path_factory):
     """A folder with a config, a small corpus, and the cache of compiled programs."""
     folder = tmp_path_factory.mktemp("home")
+    shared = pathlib.Path(os.environ["XDG_CACHE_HOME"], "commands")  # by the other processes' too
+    shared.mkdir(exist_ok=True)
+    (folder / "cache" / "transformer_jax").mkdir(parents=True)
+    (folder / "cache" / "transformer_jax" / "jax").symlink_to(shared)
     (folder / "corpus.en").write_text("seven\ntwo hundred\none\n")
     (folder / "corpus.de").write_text("sieben\nzweihundert\neins\n")
     (folder / "tiny.py").write_text(CONFIG.format(corpus=folder / "corpus"))

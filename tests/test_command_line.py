@@ -2,14 +2,17 @@
 
 import concurrent.futures
 import json
+import os
 import random
 import re
 import signal
+import sys
 import time
 
 import pytest
-from commands import metrics, run, run_training, start
+from commands import ROOT, metrics, run, run_training, start
 
+from transformer_jax import command_line
 from transformer_jax.config import Config
 from transformer_jax.data.vocabulary import Vocabulary
 from transformer_jax.training.loop import train
@@ -246,6 +249,7 @@ def test_a_mixture_of_languages_with_tags(home):
 
 
 TYPHOONS = """
+from transformer_jax import command_line
 from transformer_jax.config import Config
 
 def get_config():
@@ -288,3 +292,31 @@ def test_a_month_of_temperatures_tells_a_week_of_typhoons(home):
     weeks = decoded.stdout.splitlines()
     assert decoded.returncode == 0 and len(weeks) == 50
     assert sum(week == target for week, (_, target) in zip(weeks, pairs)) >= 47
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's huge pages")
+@pytest.mark.parametrize(
+    ("arguments", "anew"),
+    [
+        (["train.py", "--config=x"], True),
+        (["-u", "decode.py"], True),
+        (["-m", "transformer_jax.compare"], True),
+        (["-m", "pdb", "train.py"], False),
+        (["-m", "ipykernel_launcher", "-f", "x.json"], False),
+        (["mine.py", "train.py"], False),
+        (["-"], False),
+    ],
+)
+def test_only_our_own_commands_start_anew_for_huge_pages(monkeypatch, arguments, anew):
+    """A notebook, a debugger or a user's script would lose what it has done."""
+    started = []
+    monkeypatch.chdir(ROOT)
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+    monkeypatch.setattr(sys, "orig_argv", ["python", *arguments])
+    monkeypatch.setattr(os, "execv", lambda *command: started.append(command))
+    command_line.use_huge_pages()
+    assert bool(started) == anew
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+    monkeypatch.setattr(sys, "gettrace", lambda: print)
+    command_line.use_huge_pages()
+    assert len(started) == anew
