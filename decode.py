@@ -88,7 +88,7 @@ flags.register_validator("workdir", all, "the name of a folder was wanted")
 
 
 def main(_) -> None:
-    from transformer_jax.data.corpus import read_corpus
+    from transformer_jax.data.corpus import parse_corpora
     from transformer_jax.decoding.attention_lines import AttentionLines, check_page
     from transformer_jax.decoding.stream import (
         MOST,
@@ -126,7 +126,9 @@ def main(_) -> None:
         data, name = translator.config.data, _INPUT.value or "standard input"
         if _CORPUS.value:
             name, languages = _CORPUS.value, (data.source_language, data.target_language)
-            corpus = list(read_corpus(name, *languages, language_tags=data.language_tags))
+            corpora = parse_corpora(name, *languages, language_tags=data.language_tags)
+            corpora = [(corpus, list(corpus)) for corpus in corpora]
+            corpus = [pair for _, pairs in corpora for pair in pairs]
             pairs = [corpus[i : i + MOST] for i in range(0, len(corpus), MOST)]
             texts = ([pair.source for pair in group] for group in pairs)
         else:
@@ -145,7 +147,7 @@ def main(_) -> None:
         )
         settings = {"name": name, "align": align} | options
         if _SCORE.value:
-            scores, _ = score_translator(translator, corpus, **options)
+            scores, _ = score_translator(translator, corpora, **options)
             output.write((json.dumps(scores) + "\n").encode())
         elif _SCORE_PAIRS.value:
             score_pairs(translator, pairs, writer, **settings)

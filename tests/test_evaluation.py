@@ -1,12 +1,22 @@
 """BLEU, chrF, exact match."""
 
+import functools
+import logging
+import time
 import types
 
 import pytest
 
-from transformer_jax.data.corpus import Pair
+from transformer_jax import evaluation
+from transformer_jax.data.corpus import Corpus, Pair
 from transformer_jax.decoding.translator import Hypothesis, Translation
-from transformer_jax.evaluation import score, score_translator
+from transformer_jax.evaluation import (
+    bleu_tokenizer,
+    score,
+    score_corpora,
+    score_translator,
+    summary,
+)
 
 
 def test_bleu_is_the_textbook_value():
@@ -38,6 +48,55 @@ def test_signatures_say_how_it_was_scored(language, tokenizer):
     assert "nc:6|nw:0" in scores["chrf_signature"] and "version:" in scores["chrf_signature"]
 
 
+@pytest.mark.parametrize(
+    ("tokenizer", "languages"),
+    [
+        ("zh", "zh ZH zh-CN zh_CN zh-Hans zh-Hant-TW zho zho_Hans cmn yue yue_Hant"),
+        ("char", "ja ja-JP jpn jpn_Jpan ko ko_KR kor th tha lo km khm_Khmr my mya dz bo"),
+        ("13a", "de en en-GB deu_Latn kok tr mt jav"),
+    ],
+)
+def test_a_language_has_one_tokenizer_however_its_code_is_written(tokenizer, languages):
+    assert {bleu_tokenizer(language) for language in languages.split()} == {tokenizer}
+
+
+@pytest.mark.parametrize(
+    ("texts", "language"), [(["sieben", "zwei hundert", ""], "de"), (["세 개", "둘"], "ko")]
+)
+def test_bleu_is_undefined_where_no_reference_has_four_tokens(texts, language):
+    scores = score(texts, texts, language)
+    assert scores["bleu"] is None and scores["chrf"] > 99 and scores["exact_match"] == 1
+    assert summary(scores) == "BLEU undefined (no reference has 4 tokens), chrF 100.00"
+    assert score(["falsch"] * 2, [texts[0], "a b c d"], language)["bleu"] is not None
+
+
+def corpora(**texts: list[str]):
+    """A corpus for each target language."""
+    return [
+        (Corpus("tsv:c", "en", language), [Pair("x", text) for text in lines])
+        for language, lines in texts.items()
+    ]
+
+
+def test_each_corpus_of_a_mixture_is_scored_in_its_own_language():
+    german, chinese = ["ein Hund im Schnee", "eine Katze"], ["一只狗在雪地里奔跑"]
+    hypotheses = ["ein Hund im Schnee", "ein Kater", "一只狗在雪地里"]
+    mixed = corpora(de=german, zh=chinese)
+    scores = score_corpora(mixed, hypotheses)
+    first, second = score(hypotheses[:2], german, "de"), score(hypotheses[2:], chinese, "zh")
+    languages = [{"source_language": "en", "target_language": code} for code in ("de", "zh")]
+    assert scores["corpora"] == [
+        {"name": "tsv:c"} | codes | part for codes, part in zip(languages, (first, second))
+    ]
+    for name in ("bleu", "chrf"):
+        assert scores[name] == pytest.approx((first[name] + second[name]) / 2)
+    assert scores["exact_match"] == pytest.approx(1 / 3) and scores["sentences"] == 3
+    assert score_corpora(mixed[:1], hypotheses[:2]) == first
+    undefined = score_corpora(corpora(de=german, fr=["un"]), [*german, "un"])
+    assert undefined["bleu"] is None and undefined["corpora"][0]["bleu"] is not None
+    assert summary(undefined) == "BLEU undefined (of a corpus), chrF 100.00"
+
+
 def test_nothing_to_score_and_missing_references_are_errors():
     with pytest.raises(ValueError, match="no sentence to score"):
         score([], [], "de")
@@ -51,11 +110,33 @@ def test_a_translator_is_scored_by_its_best_hypotheses():
         best = [Hypothesis(line.upper(), 0.0, 0.0) for line in lines]
         return [Translation([h] + [Hypothesis("no", -1.0, -1.0)] * beam_size, True) for h in best]
 
-    data = types.SimpleNamespace(target_language="en")
-    translator = types.SimpleNamespace(translate=translate, config=types.SimpleNamespace(data=data))
+    translator = types.SimpleNamespace(translate=translate)
+    pairs = [Pair("a b c d", "A B C D"), Pair("x", "Y")]
     scores, translations = score_translator(
-        translator, [Pair("a b c d", "A B C D"), Pair("x", "Y")], beam_size=2
+        translator, [(Corpus("tsv:c", "de", "en"), pairs)], beam_size=2, on_progress=lambda _: None
     )
     assert scores["exact_match"] == 0.5 and scores["seconds"] >= 0
     assert scores["truncated"] == 2
     assert [translation.text for translation in translations] == ["A B C D", "X"]
+
+
+def test_scoring_into_a_log_shows_that_it_lives_without_a_bar(monkeypatch, caplog, capsys):
+    def translate(lines, **options):
+        assert not options
+        time.sleep(0.2)
+        return [Translation([Hypothesis(line, 0.0, 0.0)], False) for line in lines]
+
+    caplog.set_level(logging.INFO)
+    eager = functools.partial(evaluation.tqdm, mininterval=0)
+    monkeypatch.setattr(evaluation, "tqdm", lambda **options: eager(**options | {"delay": 0}))
+    monkeypatch.setattr(
+        evaluation, "heartbeat", functools.partial(evaluation.heartbeat, seconds=0.05)
+    )
+    score_translator(types.SimpleNamespace(translate=translate), corpora(de=["x", "y"]))
+    assert capsys.readouterr().err == ""
+    assert {record.getMessage() for record in caplog.records} == {"translating 2 sentences: 0 s"}
+
+
+def test_an_empty_corpus_is_named_before_anything_is_translated():
+    with pytest.raises(ValueError, match="corpus tsv:c is empty: there is no sentence to score"):
+        score_translator(None, corpora(de=["x"], fr=[]))

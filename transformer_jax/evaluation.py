@@ -1,42 +1,69 @@
 """BLEU and chrF through sacrebleu, and exact match."""
 
+import contextlib
+import itertools
 import logging
+import re
+import statistics
+import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from sacrebleu.metrics import BLEU, CHRF
 from tqdm import tqdm
 
-from transformer_jax.data.corpus import Pair
+from transformer_jax.data.corpus import Corpus, Pair
 from transformer_jax.decoding.translator import Translation, Translator
+from transformer_jax.heartbeat import heartbeat
 
 logger = logging.getLogger(__name__)
 
-# Where words are not written apart, 13a would see a sentence as one word.
-_TOKENIZERS = {"zh": "zh", "ja": "char", "th": "char"}
+Corpora = Sequence[tuple[Corpus, Sequence[Pair]]]  # each with those of its pairs that count
+
+# 13a splits at spaces: Chinese, Japanese, Thai, Lao, Khmer, Burmese and Tibetan have none between
+# words, and Korean writes particles and endings as parts of words.
+_TOKENIZERS = dict.fromkeys("zh zho chi cmn yue".split(), "zh") | dict.fromkeys(
+    "ja jpn ko kor th tha lo lao km khm my mya bur bo bod tib dz dzo".split(), "char"
+)
+
+
+def bleu_tokenizer(language: str) -> str:
+    """sacrebleu's tokenizer for a language code such as zh, zh-Hans, zho_Hans or ZH_CN.
+
+    Only those that sacrebleu always has, so that a corpus gets the same score on every
+    machine: ja-mecab and ko-mecab are extras of it.
+    """
+    return _TOKENIZERS.get(re.split("[-_]", language.lower())[0], "13a")
 
 
 def bleu_metric(target_language: str) -> BLEU:
-    """sacrebleu's BLEU with the tokenizer that fits the language, such as zh or zh_CN."""
-    return BLEU(tokenize=_TOKENIZERS.get(target_language.partition("_")[0], "13a"))
+    """sacrebleu's BLEU with the tokenizer of the language."""
+    return BLEU(tokenize=bleu_tokenizer(target_language))
+
+
+def has_bleu(metric: BLEU, references: Iterable[str]) -> bool:
+    """Whether a reference has four tokens: BLEU is undefined without any 4-gram to match."""
+    return any(len(metric.tokenizer(text.rstrip()).split()) >= 4 for text in references)
 
 
 def score(
     hypotheses: Sequence[str], references: Sequence[str], target_language: str
-) -> dict[str, float | int | str]:
+) -> dict[str, Any]:
     """Corpus scores of translations, one reference a sentence.
 
     Returns:
-      bleu and chrf (0 to 100, cased), bleu_signature and chrf_signature (sacrebleu's),
-      exact_match (share of sentences equal to their reference, 0 to 1), sentences.
+      bleu (None where it is undefined, see `has_bleu`) and chrf (0 to 100, cased),
+      bleu_signature and chrf_signature (sacrebleu's), exact_match (share of sentences equal
+      to their reference, 0 to 1), sentences.
     """
     if not hypotheses:
         raise ValueError("there is no sentence to score")
     bleu, chrf = bleu_metric(target_language), CHRF()
     matches = sum(h.strip() == r.strip() for h, r in zip(hypotheses, references, strict=True))
+    bleu_score = bleu.corpus_score(hypotheses, [references]).score
     return {
-        "bleu": bleu.corpus_score(hypotheses, [references]).score,
+        "bleu": bleu_score if has_bleu(bleu, references) else None,
         "chrf": chrf.corpus_score(hypotheses, [references]).score,
         "exact_match": matches / len(hypotheses),
         "bleu_signature": str(bleu.get_signature()),
@@ -45,25 +72,66 @@ def score(
     }
 
 
+def score_corpora(corpora: Corpora, hypotheses: Iterable[str]) -> dict[str, Any]:
+    """Scores translations of the corpora, end to end, each by its own target language.
+
+    Returns:
+      of one corpus: its `score`. Of several: bleu (None where a corpus has none) and chrf,
+      the means of theirs; exact_match and sentences, of all their pairs; and `corpora`, the
+      name, source_language, target_language and `score` of each.
+    """
+    texts, parts = iter(hypotheses), []
+    for corpus, pairs in corpora:
+        references = [pair.target for pair in pairs]
+        scores = score(
+            list(itertools.islice(texts, len(pairs))), references, corpus.target_language
+        )
+        of_corpus = ("name", "source_language", "target_language")
+        parts.append({name: getattr(corpus, name) for name in of_corpus} | scores)
+    if len(parts) == 1:
+        return scores
+    sentences, bleus = sum(part["sentences"] for part in parts), [part["bleu"] for part in parts]
+    matches = sum(part["exact_match"] * part["sentences"] for part in parts)
+    return {
+        "bleu": None if None in bleus else statistics.fmean(bleus),
+        "chrf": statistics.fmean(part["chrf"] for part in parts),
+        "exact_match": matches / sentences,
+        "sentences": sentences,
+        "corpora": parts,
+    }
+
+
+def summary(scores: dict[str, Any]) -> str:
+    """BLEU and chrF of a `score` in words."""
+    bleu = scores["bleu"]
+    why = "of a corpus" if "corpora" in scores else "no reference has 4 tokens"
+    bleu = f"undefined ({why})" if bleu is None else f"{bleu:.2f}"
+    return f"BLEU {bleu}, chrF {scores['chrf']:.2f}"
+
+
 def score_translator(
-    translator: Translator, pairs: Sequence[Pair], **options: Any
-) -> tuple[dict[str, float | int | str], list[Translation]]:
-    """Translates the pairs' sources: their `score`, and the translations.
+    translator: Translator, corpora: Corpora, **options: Any
+) -> tuple[dict[str, Any], list[Translation]]:
+    """Translates the corpora's sources: their `score_corpora`, and the translations.
 
     The scores have `seconds` too, and `truncated`, the number of sources whose end was cut
     off. `options` are those of `Translator.translate`; without an `on_progress` among
-    them, a bar on stderr shows what takes long.
+    them, a bar on a terminal shows what takes long.
     """
+    for corpus, pairs in corpora:
+        if not pairs:
+            raise ValueError(f"corpus {corpus.name} is empty: there is no sentence to score")
     start = time.monotonic()
-    with tqdm(total=len(pairs), unit="line", desc="translating", delay=5) as bar:
-        options = {"on_progress": bar.update} | options
-        translations = translator.translate([pair.source for pair in pairs], **options)
+    sources = [pair.source for _, pairs in corpora for pair in pairs]
+    with contextlib.ExitStack() as shown:
+        if "on_progress" not in options and sys.stderr.isatty():
+            bar = tqdm(total=len(sources), unit="line", desc="translating", delay=5)
+            options["on_progress"] = shown.enter_context(bar).update
+        else:
+            shown.enter_context(heartbeat(f"translating {len(sources):,} sentences"))
+        translations = translator.translate(sources, **options)
     truncated = sum(translation.truncated for translation in translations)
     if truncated:
         logger.warning("%d sources are longer than max_length: their ends were cut", truncated)
-    scores = score(
-        [translation.text for translation in translations],
-        [pair.target for pair in pairs],
-        translator.config.data.target_language,
-    )
+    scores = score_corpora(corpora, (translation.text for translation in translations))
     return scores | {"truncated": truncated, "seconds": time.monotonic() - start}, translations

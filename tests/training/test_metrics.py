@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from transformer_jax.training.metrics import FILE, Meter, MetricLog, means
+from transformer_jax.training.metrics import FILE, Meter, MetricLog, means, report_line
 
 
 def sums(tokens: float, **more: float) -> dict[str, float]:
@@ -122,3 +122,27 @@ def test_tensorboard_gets_the_numbers(tmp_path):
     log.close()
     assert len(lines(tmp_path)) == 1
     assert any(b"loss" in file.read_bytes() for file in (tmp_path / "tensorboard").iterdir())
+
+
+@pytest.mark.usefixtures("no_tensorboard")
+def test_the_log_has_null_for_numbers_that_json_does_not_have(tmp_path):
+    log = MetricLog(tmp_path, 0)
+    log.write(1, {"loss": math.nan, "epochs": [math.inf, 0.5], "parts": [{"bleu": -math.inf}]})
+    log.close()
+    text = (tmp_path / FILE).read_text()
+    assert "NaN" not in text and "Infinity" not in text
+    assert lines(tmp_path) == [
+        {"step": 1, "loss": None, "epochs": [None, 0.5], "parts": [{"bleu": None}]}
+    ]
+
+
+def test_a_line_of_a_report_fits_a_terminal_and_tells_which_value_is_smoothed():
+    report = {"loss": 1.2345, "perplexity": 1.0812, "accuracy": 0.9812, "learning_rate": 1.2e-3}
+    report |= {"target_tokens_per_s": 9723.4, "seconds_left": 83.0}
+    assert report_line(600, report, True) == (
+        "step 600: smoothed loss 1.234, perplexity 1.08, accuracy 98.1%, lr 1.2e-03, 9.72k tokens/s"
+    )
+    assert report_line(600, report, False).startswith("step 600: loss 1.234, perplexity 1.08")
+    large = {"loss": 30.1234, "perplexity": 1e13, "accuracy": 1.0, "target_tokens_per_s": 1e8}
+    assert len(report_line(1_000_000, report | large, True)) <= 100
+    assert "perplexity 1.01e+304," in report_line(1, report | {"perplexity": math.exp(700)}, True)

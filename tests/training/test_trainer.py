@@ -1,7 +1,9 @@
 """A run: resumed to the bit, stopped by what is not finite, started from another."""
 
+import functools
 import json
 import logging
+import math
 import pathlib
 import shutil
 import signal
@@ -24,6 +26,7 @@ from transformer_jax.config import (
 )
 from transformer_jax.data.batching import Batches
 from transformer_jax.decoding.translator import Translator
+from transformer_jax.heartbeat import heartbeat
 from transformer_jax.training import loop
 from transformer_jax.training import trainer as trainer_module
 from transformer_jax.training.checkpoint import Checkpoints
@@ -347,10 +350,12 @@ def test_the_loop_evaluates_keeps_the_best_and_runs_out_of_patience(tmp_path, ca
         data={"valid": "numbers:valid"},
         # So small that no parameter moves: no evaluation is better than the first.
         optimizer={"learning_rate": 1e-30},
-        training={"eval_every": 2, "patience": 2, "best_metric": "loss", "save_every": 3},
+        training={"eval_every": 2, "patience": 2, "best_metric": "loss", "save_every": 3}
+        | {"log_every": 4},
     )
     assert loop.train(config, tmp_path) == 0
     lines = reports(tmp_path)
+    assert [line["step"] for line in lines if "loss" in line] == [4, 6]  # the last update too
     evaluated = [line for line in lines if "valid_loss" in line]
     assert [line["step"] for line in evaluated] == [2, 4, 6]
     assert {"valid_bleu", "valid_chrf", "valid_bleu_signature"} <= evaluated[0].keys()
@@ -365,3 +370,162 @@ def test_profile_steps_write_a_trace(tmp_path):
     config = make_config(4)
     assert loop.train(config, tmp_path, profile_steps=(1, 2)) == 0
     assert list((tmp_path / "profile").rglob("*.xplane.pb"))
+
+
+def test_the_last_update_is_reported_whether_or_not_a_signal_came_before(tmp_path, monkeypatch):
+    config = make_config(5)
+    assert loop.train(config, tmp_path / "whole") == 0
+    assert [line["step"] for line in reports(tmp_path / "whole")] == [2, 4, 5]
+    with Interrupt() as interrupt, monkeypatch.context() as patch:
+        trainer, advance = Trainer(config, tmp_path / "parts"), Trainer.advance
+
+        def stopped(trainer):
+            advance(trainer)
+            interrupt.signal = signal.SIGTERM if trainer.step == 3 else None
+
+        patch.setattr(Trainer, "advance", stopped)
+        loop.run_to_end(trainer, interrupt, tqdm(disable=True), None)
+        trainer.close()
+    assert [line["step"] for line in reports(tmp_path / "parts")] == [2]
+    assert loop.train(config, tmp_path / "parts") == 0
+    assert reports(tmp_path / "parts") == reports(tmp_path / "whole")
+
+
+def test_parameters_that_are_not_finite_are_told_at_an_evaluation(tmp_path):
+    config = make_config(
+        data={"valid": "numbers:valid"},
+        optimizer={"learning_rate": 1e38, "warmup_steps": 1, "clip_norm": 0.0},
+        training={"eval_every": 1},
+    )
+    with pytest.raises(NotFiniteError, match="validation loss after step 1 is not finite: nothing"):
+        loop.train(config, tmp_path)
+
+
+def test_chrf_and_then_the_loss_decide_where_bleu_is_undefined_or_equal(tmp_path, monkeypatch):
+    """Also over a restart: what was best is in the checkpoint."""
+    config = make_config(
+        data={"valid": "numbers:valid"}, training={"patience": 2, "keep_checkpoints": 1}
+    )
+    worse = []
+    for chrf, loss in [(0.0, 9.0), (40.0, 9.5), (40.0, 9.2), (39.0, 1.0)]:
+        scores = {"bleu": None, "chrf": chrf, "exact_match": 0.0, "sentences": 8}, []
+        patched = functools.partial(lambda scores, *_, **__: scores, scores)
+        monkeypatch.setattr(trainer_module, "score_translator", patched)
+        trainer = Trainer(config, tmp_path)
+        trainer.valid_loss = lambda *_, loss=loss: {"loss": loss, "perplexity": 1.0}
+        trainer.advance()
+        trainer.save(trainer.evaluate())
+        worse.append(trainer.progress.worse)
+        trainer.close()
+    assert worse == [0, 0, 0, 1]
+    checkpoints = Checkpoints(tmp_path)
+    assert checkpoints.best_step() == 3 and checkpoints.steps() == [4, 3]
+    checkpoints.close()
+    assert [line["valid_bleu"] for line in reports(tmp_path) if "valid_bleu" in line] == [None] * 4
+
+
+@pytest.mark.parametrize("metric", ["bleu", "loss"])
+def test_the_better_evaluation_ranks_higher(metric):
+    rising = {
+        "bleu": [(0.0, 0.0, 9.0), (0.0, 0.0, 8.0), (0.0, 5.0, 9.0), (2.0, 1.0, 9.0)],
+        "loss": [(50.0, 50.0, 3.0), (0.0, 0.0, 2.0), (None, 0.0, 1.0)],
+    }[metric]
+    ranks = [
+        trainer_module._rank(dict(zip(("valid_bleu", "valid_chrf", "valid_loss"), x)), metric)
+        for x in rising
+    ]
+    assert ranks == sorted(ranks) and len({tuple(rank) for rank in ranks}) == len(ranks)
+    assert trainer_module.Progress(0).best < ranks[0] == json.loads(json.dumps(ranks[0]))
+    older = trainer_module.Progress(0, best=-math.inf).best
+    assert older == [-math.inf] and older < ranks[0]
+
+
+def test_validation_translates_every_corpus_and_shows_that_it_lives(tmp_path, monkeypatch, caplog):
+    for module in ("workdir", "programs", "trainer"):
+        path = f"transformer_jax.training.{module}.heartbeat"
+        monkeypatch.setattr(path, functools.partial(heartbeat, seconds=0.01))
+    quick = functools.partial(heartbeat, seconds=0.01)
+    monkeypatch.setattr("transformer_jax.evaluation.heartbeat", quick)
+    valid = "numbers:valid@en-de,numbers:valid@en-ko"
+    config = make_config(data={"train": valid, "valid": valid, "vocab_size": 150})
+    caplog.set_level(logging.INFO, "transformer_jax")
+    trainer = Trainer(config, tmp_path)
+    with monkeypatch.context() as patch:
+        limits = []
+
+        def score_translator(translator, corpora, **options):
+            limits.extend(options["limits"])
+            return score(translator, corpora, **options)
+
+        score = trainer_module.score_translator
+        patch.setattr(trainer_module, "score_translator", score_translator)
+        trainer.evaluate()
+    trainer.close()
+    (line,) = reports(tmp_path)
+    german, korean = line["valid_corpora"]
+    assert german["sentences"] == korean["sentences"] == 4 and line["valid_sentences"] == 8
+    assert "tok:13a" in german["bleu_signature"] and "tok:char" in korean["bleu_signature"]
+    assert line["valid_chrf"] == pytest.approx((german["chrf"] + korean["chrf"]) / 2)
+    pairs = [list(corpus)[:4] for corpus in trainer.data.valid_corpora]
+    targets = trainer.data.vocabulary.encode([pair.target for of in pairs for pair in of])
+    assert limits == [2 * len(target) + 10 for target in targets]
+    told = [record.getMessage() for record in caplog.records]
+    assert max(map(len, told[-4:])) <= 100
+    assert told[-2].startswith("step 0: validation en-ko BLEU ")
+    assert any(x.startswith("step 0: smoothed validation loss ") for x in told)
+    alive = {x.rpartition(":")[0] for x in told if x.endswith(": 0 s")}
+    assert {"training the vocabulary", "computing the validation loss"} <= alive
+    assert "translating 8 sentences" in alive
+    assert any(x.startswith("compiling for ") for x in alive)
+
+
+def test_a_longer_cosine_schedule_is_told_when_the_run_goes_on(tmp_path, caplog):
+    cosine = {"schedule": "cosine"}
+    run(make_config(6, optimizer=cosine), tmp_path, 6)
+    caplog.set_level(logging.INFO, "transformer_jax")
+    trainer = Trainer(make_config(12, optimizer=cosine), tmp_path)
+    trainer.close()
+    schedule = trainer_module.learning_rate_schedule(trainer.config.optimizer, 8, 12)
+    trainer._log_schedule(schedule)  # once the new config is kept, there is nothing to say
+    told = [record.getMessage() for record in caplog.records if "cosine" in record.getMessage()]
+    rates = f"{schedule(6):.2e} at step 7, falling to {schedule(11):.2e} at step 12"
+    assert told == [f"cosine schedule of 12 steps instead of 6: learning rate {rates}"]
+
+
+def test_a_changed_field_is_refused_with_the_ways_on(tmp_path):
+    run(make_config(), tmp_path, 1)
+    with pytest.raises(ValueError, match="of another config") as error:
+        Trainer(make_config(data={"tokens_per_batch": 640}), tmp_path)
+    assert "config.data.tokens_per_batch: 320 -> 640" in str(error.value)
+    assert f"--config.training.init_from={tmp_path} " in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        {"train": "text:/nowhere"},
+        {"vocabulary": "/nowhere"},
+        {"test": "text:/nowhere"},
+        {"source_row_length": 2},  # found when checkpoints can already be written
+    ],
+    ids=lambda data: next(iter(data)),
+)
+def test_a_start_that_fails_leaves_no_folder(tmp_path, data):
+    there = tmp_path / "there"
+    there.mkdir()
+    (there / "notes").write_text("mine")
+    for workdir in (tmp_path / "new/run", there):
+        with pytest.raises((ValueError, OSError)):
+            Trainer(make_config(data=data), workdir)
+    assert not (tmp_path / "new").exists() and (there / "notes").read_text() == "mine"
+
+
+def test_a_folder_that_something_was_put_into_meanwhile_stays(tmp_path, monkeypatch):
+    def load(workdir, _):
+        (workdir / "notes").write_text("mine")
+        raise ValueError("bad corpus")
+
+    monkeypatch.setattr(trainer_module, "load_data", load)
+    with pytest.raises(ValueError, match="bad corpus"):
+        Trainer(make_config(), tmp_path / "run")
+    assert (tmp_path / "run/notes").read_text() == "mine"

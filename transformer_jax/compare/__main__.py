@@ -60,6 +60,8 @@ def main(_) -> int:
         if run["status"] == "done":
             scores = ", ".join(
                 f"{name} {run[key]['score']:.1f} ± {run[key]['half_width']:.1f}"
+                if run[key]
+                else f"{name} undefined (no reference has 4 tokens)"
                 for name, key in (("BLEU", "bleu"), ("chrF", "chrf"))
             )
             print(f"{run['name']}{size}: {scores}")

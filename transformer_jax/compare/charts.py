@@ -48,15 +48,17 @@ _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 def scores_chart(runs: Sequence[Run]) -> str:
-    """BLEU and chrF of each run with its interval; "" where no run has one."""
+    """BLEU, where it is defined, and chrF of each run; "" where no run has one."""
     styles = _styles(runs)
-    runs = [run for run in runs if run.get("bleu")]
+    runs = [run for run in runs if run.get("chrf")]
     if not runs:
         return ""
     with rc_context(_STYLE):
         figure, panels = _panels(0.8 + 0.28 * len(runs), sharey=True)
         for axes, metric, label in zip(panels, ("bleu", "chrf"), ("BLEU", "chrF")):
             for place, run in enumerate(runs):
+                if not run[metric]:
+                    continue
                 style = styles[run["name"]] | {"linestyle": ""}
                 low, score, high = _interval(run[metric])
                 errors = [[score - low], [high - score]]
@@ -78,7 +80,7 @@ def length_chart(runs: Sequence[Run]) -> str:
     with rc_context(_STYLE):
         figure, panels = _panels(3.6)
         for axes, metric, label in zip(panels, ("bleu", "chrf"), ("BLEU", "chrF")):
-            lines = {run["name"]: list(enumerate(_intervals(run, metric))) for run in runs}
+            lines = {run["name"]: _intervals(run, metric) for run in runs}
             _interval_lines(axes, lines, styles)
             axes.set(xlabel="words of the source (sentences)", ylabel=label)
             axes.set_xticks(range(len(bins)), [_bin_label(b) for b in bins])
@@ -92,14 +94,14 @@ def pairs_chart(groups: Mapping[str, Sequence[Run]], styled: Sequence[Run]) -> s
       groups: by name, runs of one model on several numbers of pairs.
       styled: the runs of the other charts, which give these names their colours.
     """
-    groups = {name: [run for run in runs if run.get("bleu")] for name, runs in groups.items()}
+    groups = {name: [run for run in runs if run.get("chrf")] for name, runs in groups.items()}
     if not any(groups.values()):
         return ""
     with rc_context(_STYLE):
         figure, panels = _panels(3.6)
         for axes, metric, label in zip(panels, ("bleu", "chrf"), ("BLEU", "chrF")):
             lines = {
-                name: [(math.log10(run["pairs"]), _interval(run[metric])) for run in runs]
+                name: [(math.log10(x["pairs"]), _interval(x[metric])) for x in runs if x[metric]]
                 for name, runs in groups.items()
             }
             _interval_lines(axes, lines, _styles(styled), spread=0.01)
@@ -251,8 +253,9 @@ def _interval(of: Mapping[str, float]) -> tuple[float, float, float]:
     return min(mean - half_width, score), score, max(mean + half_width, score)
 
 
-def _intervals(run: Run, metric: str) -> list[tuple[float, float, float]]:
-    return [_interval(of_bin[metric]) for of_bin in run["by_length"]]
+def _intervals(run: Run, metric: str) -> list[tuple[int, tuple[float, float, float]]]:
+    """Those bins, by number, in which the metric is defined."""
+    return [(i, _interval(x[metric])) for i, x in enumerate(run["by_length"]) if x[metric]]
 
 
 def _bin_label(of_bin: Mapping[str, Any]) -> str:

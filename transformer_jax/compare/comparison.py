@@ -6,7 +6,6 @@ import datetime
 import hashlib
 import json
 import logging
-import math
 import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -16,9 +15,9 @@ import numpy as np
 from transformer_jax.compare import gradients, layer_cost, quality, report, runs
 from transformer_jax.compare.children import ChildError, in_child
 from transformer_jax.compare.plan import Budget, Run, plan
-from transformer_jax.config import Config
 from transformer_jax.data.corpus import Pair
 from transformer_jax.training.checkpoint import CONFIG_FILE
+from transformer_jax.training.metrics import finite
 from transformer_jax.training.workdir import locked
 
 logger = logging.getLogger(__name__)
@@ -71,6 +70,7 @@ def compare(
 def _compare(
     planned: list[Run], workdir: pathlib.Path, budget: Budget, test: list[Pair], command: str
 ) -> dict[str, Any]:
+    first = runs.first_corpus(planned[0].config)
     results = []
     for number, run in enumerate(planned, 1):
         logger.info("run %d of %d: %s", number, len(planned), run.workdir.name)
@@ -86,14 +86,14 @@ def _compare(
         "test": {
             "corpus": planned[0].config.data.test,
             "sentences": len(test),
-            "source_language": planned[0].config.data.source_language,
-            "target_language": planned[0].config.data.target_language,
+            "source_language": first.source_language,
+            "target_language": first.target_language,
         },
-        "runs": [_scored(result, test, planned[0].config) for result in results],
-        "significance": _neighbours(results, test, planned[0].config),
+        "runs": [_scored(result, test, first.target_language) for result in results],
+        "significance": _neighbours(results, test, first.target_language),
         **_measured_layers(workdir),
     }
-    comparison = _finite(comparison)
+    comparison = finite(comparison)
     _write(workdir / DATA_FILE, json.dumps(comparison, ensure_ascii=False, indent=1) + "\n")
     _write(workdir / REPORT_FILE, report.report(comparison))
     return comparison
@@ -123,15 +123,6 @@ def _keep_budget(path: pathlib.Path, budget: Budget, planned: list[Run]) -> None
             "that --target_tokens are no number of updates; --train_seconds are"
         )
     _write(path, json.dumps(budget._asdict()) + "\n")
-
-
-def _finite(tree: Any) -> Any:
-    """With None for numbers that are not finite, which JSON does not have."""
-    if isinstance(tree, dict):
-        return {name: _finite(value) for name, value in tree.items()}
-    if isinstance(tree, list):
-        return [_finite(value) for value in tree]
-    return None if isinstance(tree, float) and not math.isfinite(tree) else tree
 
 
 def _stated(budget: Budget) -> str:
@@ -202,14 +193,13 @@ def _measured_layers(workdir: pathlib.Path) -> dict[str, Any]:
         return {"initial_gradients": {}, "layer_costs": []}
 
 
-def _scored(result: dict[str, Any], test: list[Pair], config: Config) -> dict[str, Any]:
-    """A result as in the report: scores in place of translations."""
+def _scored(result: dict[str, Any], test: list[Pair], language: str) -> dict[str, Any]:
+    """A result as in the report: scores in place of translations into the language."""
     result = dict(result)
     hypotheses = result.pop("hypotheses", None)
     if hypotheses is None:
         return result
     sources, references = ([pair[side] for pair in test] for side in (0, 1))
-    language = config.data.target_language
     return (
         _timed(result)
         | quality.corpus_scores(hypotheses, references, language)
@@ -238,11 +228,10 @@ def _timed(result: dict[str, Any]) -> dict[str, Any]:
     return result | curves | times
 
 
-def _neighbours(results: list[dict[str, Any]], test: list[Pair], config: Config) -> list[dict]:
+def _neighbours(results: list[dict[str, Any]], test: list[Pair], language: str) -> list[dict]:
     """The significance of the difference between each run and the next that is done."""
     done = [r for r in results if r["status"] == "done" and not r["limited"]]
     references = [pair.target for pair in test]
-    language = config.data.target_language
     return [
         {"first": one["name"], "second": other["name"]}
         | quality.significance(one["hypotheses"], other["hypotheses"], references, language)

@@ -14,7 +14,7 @@ from sacrebleu.metrics import CHRF
 from sacrebleu.metrics.base import Score
 from sacrebleu.significance import PairedTest
 
-from transformer_jax.evaluation import bleu_metric
+from transformer_jax.evaluation import bleu_metric, has_bleu
 
 _RESAMPLES = 1000
 _SEED = "12345"  # sacrebleu's default
@@ -37,9 +37,10 @@ def corpus_scores(
 
     Returns:
       bleu and chrf, each {score, mean, half_width}, 0 to 100: the interval is mean -
-      half_width to mean + half_width over 1,000 resamples of the sentences; bleu_signature
-      and chrf_signature; length_ratio, the tokens of the hypotheses over those of the
-      references (None where the references have none).
+      half_width to mean + half_width over 1,000 resamples of the sentences; bleu is None
+      where it is undefined (see `has_bleu`); bleu_signature and chrf_signature;
+      length_ratio, the tokens of the hypotheses over those of the references (None where the
+      references have none).
 
     ValueError without sentences, or where the two differ in number.
     """
@@ -52,7 +53,7 @@ def corpus_scores(
         )
     lengths = bleu_score.sys_len, bleu_score.ref_len
     return {
-        "bleu": _interval(bleu_score),
+        "bleu": _interval(bleu_score) if has_bleu(bleu, references) else None,
         "chrf": _interval(chrf_score),
         "bleu_signature": str(bleu.get_signature()),
         "chrf_signature": str(chrf.get_signature()),
@@ -68,13 +69,15 @@ def significance(
     Returns:
       bleu and chrf, each {difference, p_value}: the second's score less the first's, and how
       probable so large a difference, either way, is where there is none (Koehn 2004, as
-      sacrebleu computes it); signature, of the test of BLEU; sentences.
+      sacrebleu computes it), bleu None where it is undefined; signature, of the test of BLEU;
+      sentences.
 
     ValueError without sentences, or where the three differ in number.
     """
     _check(first, references)
     _check(second, references)
-    metrics = {"BLEU": bleu_metric(target_language), "chrF": _Chrf()}
+    bleu_of_language = bleu_metric(target_language)
+    metrics = {"BLEU": bleu_of_language, "chrF": _Chrf()}
     with _reproducible():
         systems = [("first", first), ("second", second)]
         test = PairedTest(systems, metrics, [references], "bs", _RESAMPLES, n_jobs=1)
@@ -82,7 +85,7 @@ def significance(
     del results["System"]
     (bleu_name, bleu), (_, chrf) = results.items()
     return {
-        "bleu": _difference(*bleu),
+        "bleu": _difference(*bleu) if has_bleu(bleu_of_language, references) else None,
         "chrf": _difference(*chrf),
         "signature": str(signatures[bleu_name]),
         "sentences": len(references),

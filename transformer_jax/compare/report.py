@@ -61,7 +61,7 @@ def _summary(comparison: Mapping[str, Any]) -> str:
         "much another training run would. Speeds were measured after all training, one model after "
         "the other, and times are tokens at that speed. Loss is that of the last validation, in "
         "nats a token, label smoothing included. Tokens are those of the target, without "
-        "padding.</p>"
+        "padding. BLEU is undefined, a dash, where no reference has 4 tokens.</p>"
         + elements.table(list(columns), rows)
         + elements.figure(charts.scores_chart(runs), "BLEU and chrF with their intervals.")
     )
@@ -153,7 +153,7 @@ def _lengths(comparison: Mapping[str, Any]) -> str:
 def _pairs(comparison: Mapping[str, Any]) -> str:
     groups: dict[str, list[Run]] = {}
     for run in sorted(comparison["runs"], key=lambda run: run.get("pairs") or 0):
-        if run.get("pairs") and run.get("bleu"):
+        if run.get("pairs") and run.get("chrf"):
             groups.setdefault(run["name"], []).append(run)
     groups = {name: runs for name, runs in groups.items() if len(runs) > 1}
     if not groups:

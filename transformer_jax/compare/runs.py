@@ -22,7 +22,7 @@ import numpy as np
 from transformer_jax.compare.gradients import gradient_by_distance
 from transformer_jax.compare.plan import Budget, Run, settled
 from transformer_jax.config import Config
-from transformer_jax.data.corpus import Pair, read_corpus
+from transformer_jax.data.corpus import Corpus, Pair, parse_corpora, read_corpus
 from transformer_jax.decoding.translator import Translator
 from transformer_jax.training.checkpoint import CONFIG_FILE, VOCABULARY_FILE, read_config
 from transformer_jax.training.loop import train
@@ -153,6 +153,12 @@ def read_pairs(config: Config, corpus: str) -> list[Pair]:
     data = config.data
     languages = data.source_language, data.target_language
     return list(read_corpus(corpus, *languages, language_tags=data.language_tags))
+
+
+def first_corpus(config: Config) -> Corpus:
+    """The test corpus, or the first of several, in whose language all of them are scored."""
+    data = config.data
+    return parse_corpora(data.test, data.source_language, data.target_language)[0]
 
 
 def learning_curves(workdir: pathlib.Path) -> dict[str, Any]:

@@ -20,6 +20,8 @@ from typing import Any, NamedTuple, TextIO
 
 import numpy as np
 
+from transformer_jax.heartbeat import heartbeat
+
 logger = logging.getLogger(__name__)
 
 _META = "meta.json"
@@ -91,7 +93,7 @@ def open_or_build(
     if getattr(multiprocessing.current_process(), "_inheriting", False):
         # A child that runs the program again, to import it, would wait for its parent's lock.
         raise ValueError('what is run stands outside of `if __name__ == "__main__":`')
-    with contextlib.suppress(FileNotFoundError, ValueError):
+    with contextlib.suppress(FileNotFoundError, ValueError), heartbeat(f"checking {what}"):
         return _open(folder)
     with _writing(folder.parent):
         folder.parent.mkdir(parents=True, exist_ok=True)

@@ -32,6 +32,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from transformer_jax.heartbeat import heartbeat
+
 
 class Pair(NamedTuple):
     """A sentence and its translation."""
@@ -86,9 +88,10 @@ class Corpus:
         if not files:
             known_by += (rest,)
         result = hashlib.sha256(repr(known_by).encode())
-        for path in files:
-            with open(path, "rb") as file:
-                result.update(hashlib.file_digest(file, "sha256").digest())
+        with heartbeat(f"reading {self.name}"):
+            for path in files:
+                with open(path, "rb") as file:
+                    result.update(hashlib.file_digest(file, "sha256").digest())
         return result.hexdigest()
 
     def check_unchanged(self, fingerprint: str) -> None:

@@ -16,6 +16,7 @@ import numpy as np
 from transformer_jax.data.array_files import Writer, open_or_build
 from transformer_jax.data.packing import pack
 from transformer_jax.data.token_store import TokenStore
+from transformer_jax.heartbeat import heartbeat
 
 _FORMAT = 1
 _WINDOW = 1 << 20  # pairs planned at once: bounds the memory, and so does packing's time
@@ -127,7 +128,8 @@ def _kept(store: TokenStore, settings: list, cache: pathlib.Path, write) -> dict
     folder = cache / f"rows-{hashlib.sha256(key.encode()).hexdigest()[:20]}"
 
     def build(writer: Writer) -> dict:
-        write(store, writer)
+        with heartbeat("ordering the rows"):
+            write(store, writer)
         return {}
 
     return open_or_build(folder, "the order of the rows", build).arrays

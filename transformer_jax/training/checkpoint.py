@@ -108,8 +108,10 @@ class Checkpoints:
         """The step evaluated best, or None where none was evaluated."""
         return self._manager.best_step() if self._manager else None
 
-    def save(self, step: int, params: Any, optimizer: Any, run: dict, score: float | None) -> None:
-        """Starts to write a checkpoint; `score` is what the best one has most of."""
+    def save(
+        self, step: int, params: Any, optimizer: Any, run: dict, score: list[float] | None
+    ) -> None:
+        """Starts to write a checkpoint; the best is that with the highest `score`, as a list."""
         # Host copies: the next step donates the arrays while Orbax still writes.
         items = {"params": flatten(params), "optimizer": flatten(optimizer)}
         run = run | {"checksums": {name: checksum(item) for name, item in items.items()}}
@@ -198,8 +200,8 @@ class Checkpoints:
             self._manager.close()
 
 
-def _score(metrics: dict[str, float]) -> float:
-    return metrics["score"]
+def _score(metrics: dict[str, list[float] | float]) -> list[float]:
+    return np.atleast_1d(metrics["score"]).tolist()  # one number in older checkpoints
 
 
 def _one_device() -> jax.sharding.Sharding:

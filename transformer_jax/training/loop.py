@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import itertools
 import json
 import logging
 import os
@@ -9,16 +10,18 @@ import pathlib
 import sys
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from transformer_jax.config import Config
-from transformer_jax.data.corpus import read_corpus
+from transformer_jax.data.corpus import parse_corpora
 from transformer_jax.decoding.translator import Translator
-from transformer_jax.evaluation import score_translator
+from transformer_jax.evaluation import score_translator, summary
 from transformer_jax.training.interrupt import Interrupt, Interrupted
+from transformer_jax.training.metrics import report_line
 from transformer_jax.training.trainer import Trainer
 
 logger = logging.getLogger(__name__)
@@ -48,7 +51,7 @@ def train(
     trainer = Trainer(config, workdir)
     with Interrupt() as interrupt:
         with contextlib.closing(trainer), _progress_bar(trainer) as bar:
-            trainer.on_report = functools.partial(_show, bar)
+            trainer.on_report = functools.partial(_show, bar, config.training.label_smoothing > 0)
             run_to_end(trainer, interrupt, bar, profile_steps)
             step = trainer.step
         if interrupt.signal:
@@ -84,6 +87,8 @@ def run_to_end(
                 score = trainer.evaluate(interrupt.check)
         progress = trainer.progress
         out_of_patience = training.patience and progress.worse >= training.patience
+        if out_of_patience:
+            trainer.report()
         ends = bool(at_end or out_of_patience or interrupt.signal)
         is_best = score is not None and progress.worse == 0
         unsaved = step != saved or score is not None
@@ -126,21 +131,9 @@ def _progress_bar(trainer: Trainer) -> Iterator[tqdm]:
         yield bar
 
 
-def _show(bar: tqdm, step: int, report: dict[str, float]) -> None:
-    """A report as a line, and its main figures beside the bar."""
-    logger.info(
-        "step %d: loss %.4f, perplexity %.2f, accuracy %.3f, probability %.3f, learning rate "
-        "%.2e, gradient norm %.2f, %.0f target tokens/s, %.1f %% real tokens, %.2f ms a step "
-        "waiting for data, epochs %s, %.0f s left",
-        step,
-        *(report[n] for n in "loss perplexity accuracy probability learning_rate".split()),
-        report["gradient_norm"],
-        report["target_tokens_per_s"],
-        100 * report["fill"],
-        1000 * report["data_wait_s_per_step"],
-        " ".join(f"{epochs:.2f}" for epochs in report["epochs"]),
-        report["seconds_left"],
-    )
+def _show(bar: tqdm, smoothed: bool, step: int, report: dict[str, float]) -> None:
+    """A report as a line, and its loss beside the bar, which has the time left."""
+    logger.info(report_line(step, report, smoothed))
     bar.set_postfix_str(f"loss {report['loss']:.3f}", refresh=False)
 
 
@@ -148,14 +141,22 @@ def _test(config: Config, workdir: pathlib.Path) -> None:
     """Scores the best checkpoint on the test corpus; keeps the scores and shows samples."""
     data = config.data
     languages = data.source_language, data.target_language
-    pairs = list(read_corpus(data.test, *languages, language_tags=data.language_tags))
-    scores, translations = score_translator(Translator.from_workdir(workdir), pairs)
+    test = parse_corpora(data.test, *languages, language_tags=data.language_tags)
+    corpora = [(corpus, list(corpus)) for corpus in test]
+    scores, translations = score_translator(Translator.from_workdir(workdir), corpora)
     (workdir / TEST_FILE).write_text(json.dumps(scores) + "\n")
-    for pair, translation in list(zip(pairs, translations))[:_SAMPLES]:
+    pairs = itertools.chain.from_iterable(pairs for _, pairs in corpora)
+    for pair, translation in itertools.islice(zip(pairs, translations), _SAMPLES):
         print(f"source      {pair.source}")
         print(f"translation {translation.text}")
         print(f"reference   {pair.target}\n")
-    print(
-        f"{data.test}: BLEU {scores['bleu']:.2f}, chrF {scores['chrf']:.2f}, exact match "
-        f"{scores['exact_match']:.1%} of {scores['sentences']} ({scores['seconds']:.0f} s)"
-    )
+    name = data.test
+    for part in scores.get("corpora", []):
+        languages = f"{part['source_language']}-{part['target_language']}"
+        print(f"{part['name']}, {languages}: {_quality(part)}")
+        name = f"mean of {len(corpora)} corpora"
+    print(f"{name}: {_quality(scores)} ({scores['seconds']:.0f} s)")
+
+
+def _quality(scores: dict[str, Any]) -> str:
+    return f"{summary(scores)}, exact match {scores['exact_match']:.1%} of {scores['sentences']}"

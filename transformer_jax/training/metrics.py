@@ -6,6 +6,8 @@ import pathlib
 import time
 from typing import Any
 
+from tqdm import tqdm
+
 from transformer_jax.training.loss import Sums
 
 FILE = "metrics.jsonl"
@@ -72,6 +74,25 @@ def means(sums: dict[str, float]) -> dict[str, float]:
     }
 
 
+def report_line(step: int, report: dict[str, Any], smoothed: bool) -> str:
+    """The main figures of a report in at most 100 columns; `smoothed` tells of the loss alone."""
+    return (
+        f"step {step}: {'smoothed ' if smoothed else ''}loss {report['loss']:.3f}, perplexity "
+        f"{report['perplexity']:.3g}, accuracy {report['accuracy']:.1%}, lr "
+        f"{report['learning_rate']:.1e}, {tqdm.format_sizeof(report['target_tokens_per_s'])} "
+        "tokens/s"
+    )
+
+
+def finite(tree: Any) -> Any:
+    """With None for numbers that are not finite, which JSON does not have."""
+    if isinstance(tree, dict):
+        return {name: finite(value) for name, value in tree.items()}
+    if isinstance(tree, list):
+        return [finite(value) for value in tree]
+    return None if isinstance(tree, float) and not math.isfinite(tree) else tree
+
+
 class MetricLog:
     """metrics.jsonl of a workdir, and TensorBoard beside it where tensorboardX is installed."""
 
@@ -94,7 +115,7 @@ class MetricLog:
 
     def write(self, step: int, values: dict[str, Any]) -> None:
         """One object a line: the step and the values."""
-        self._file.write(json.dumps({"step": step} | values) + "\n")
+        self._file.write(json.dumps({"step": step} | finite(values)) + "\n")
         if self._board:
             for name, value in values.items():
                 if isinstance(value, int | float):

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 
 from transformer_jax.data.batching import Batch, Batches, empty_batch
+from transformer_jax.heartbeat import heartbeat
 from transformer_jax.training.parallel import must_block, place
 
 _USABLE = 0.9  # of a device's memory: allocators leave gaps, and evaluation comes on top
@@ -37,9 +38,10 @@ class Programs:
         pool = concurrent.futures.ThreadPoolExecutor(os.cpu_count())
         try:
             compiling = [pool.submit(compiled, shape) for shape in batches.shapes]
-            self._programs = {
-                row_shape: x.result() for (_, row_shape), x in zip(batches.shapes, compiling)
-            }
+            with heartbeat(f"compiling for {len(compiling)} shapes of batches"):
+                self._programs = {
+                    row_shape: x.result() for (_, row_shape), x in zip(batches.shapes, compiling)
+                }
         finally:
             # After Ctrl-C, or an error, only those already under way are waited for.
             pool.shutdown(cancel_futures=True)

@@ -17,9 +17,16 @@ from flax import nnx
 from transformer_jax.config import Config
 from transformer_jax.decoding.engine import Models
 from transformer_jax.decoding.translator import Translator
-from transformer_jax.evaluation import score_translator
+from transformer_jax.evaluation import score_translator, summary
+from transformer_jax.heartbeat import heartbeat
 from transformer_jax.model.build import build
-from transformer_jax.training.checkpoint import Checkpoints, abstract_model, flatten, load_run
+from transformer_jax.training.checkpoint import (
+    Checkpoints,
+    abstract_model,
+    flatten,
+    load_run,
+    read_config,
+)
 from transformer_jax.training.metrics import Meter, MetricLog
 from transformer_jax.training.optimizer import learning_rate_schedule, make_optimizer
 from transformer_jax.training.parallel import parallel, place, replicate
@@ -54,9 +61,12 @@ class Progress:
     fingerprint: int  # of the training tokens
     tokens_per_batch: int = 0  # as configured, or as chosen for the device
     evaluated: int = -1  # step of the last evaluation
-    best: float = -math.inf  # its score so far, more is better
+    best: list[float] = dataclasses.field(default_factory=list)  # the highest `_rank` so far
     worse: int = 0  # evaluations since the best
     sums: dict[str, float] = dataclasses.field(default_factory=dict)  # of the open report
+
+    def __post_init__(self):
+        self.best = np.atleast_1d(self.best).tolist()  # one number in older checkpoints
 
 
 class Trainer:
@@ -73,6 +83,7 @@ class Trainer:
         self.config, self.workdir = config.validate(), pathlib.Path(workdir)
         self.on_report: Callable[[int, dict[str, float]], None] = lambda step, report: None
         self._pending: tuple[int, dict] | None = None
+        self._unreported: tuple[int, dict] | None = None
         with contextlib.ExitStack() as opened:
             opened.enter_context(locked(self.workdir))
             check_owner(self.workdir, config)
@@ -109,6 +120,8 @@ class Trainer:
         )
         self.state, self.progress = self._resume(params, optimizer)
         self.step = int(self.state.step)
+        if self.step:
+            self._log_schedule(schedule)
         self.meter = Meter(self.progress.sums)
         batches_of = training_batches(config, data)
 
@@ -177,6 +190,16 @@ class Trainer:
             params = _initial_from(self.config.training.init_from, params)
         return replicate(TrainState(np.int32(0), params, jax.jit(optimizer.init)(params))), progress
 
+    def _log_schedule(self, schedule: Callable[[int], Any]) -> None:
+        """Logs how the cosine schedule of a resumed run goes on, where its end has moved."""
+        old, new = read_config(self.workdir).training.num_steps, self.config.training.num_steps
+        if self.config.optimizer.schedule == "cosine" and old != new > self.step:
+            logger.info(
+                "cosine schedule of %d steps instead of %d: learning rate %.2e at step %d, falling "
+                "to %.2e at step %d",
+                *(new, old, schedule(self.step), self.step + 1, schedule(new - 1), new),
+            )
+
     def advance(self) -> None:
         """One update; then the metrics of the update before it are read."""
         batch, waited = self._prefetcher.next()
@@ -198,15 +221,23 @@ class Trainer:
         if not (np.isfinite(metrics["loss"]) and np.isfinite(metrics["gradient_norm"])):
             raise NotFiniteError(self._diverged(f"the loss or its gradient at step {step}"))
         self.meter.add(metrics)
-        if step % self.config.training.log_every == 0:
-            report = self.meter.report()
-            for name in ("learning_rate", "gradient_norm"):
-                report[name] = float(metrics[name])
-            left = self.config.training.num_steps - step
-            report["epochs"] = (step / self.batches.steps_per_epoch).tolist()
-            report["seconds_left"] = left * report["seconds_per_step"]
-            self.log.write(step, report)
-            self.on_report(step, report)
+        self._unreported = step, metrics
+        if step % self.config.training.log_every == 0 or step == self.config.training.num_steps:
+            self.report()
+
+    def report(self) -> None:
+        """Reports the updates since the last report, if this process made any."""
+        if self._unreported is None:
+            return
+        (step, metrics), self._unreported = self._unreported, None
+        report = self.meter.report()
+        for name in ("learning_rate", "gradient_norm"):
+            report[name] = float(metrics[name])
+        left = self.config.training.num_steps - step
+        report["epochs"] = (step / self.batches.steps_per_epoch).tolist()
+        report["seconds_left"] = left * report["seconds_per_step"]
+        self.log.write(step, report)
+        self.on_report(step, report)
 
     def _diverged(self, what: str) -> str:
         last = next(iter(self.checkpoints.steps()), None)
@@ -221,41 +252,46 @@ class Trainer:
         models = Models((self.graphdef,), (self.state.params,))
         return Translator(models, self.data.vocabulary, self.config)
 
-    def evaluate(self, on_progress: Callable[[int], None] = lambda _: None) -> float | None:
-        """Loss, BLEU and chrF on the validation corpus, logged; the score, or None without one.
+    def evaluate(self, on_progress: Callable[[int], None] = lambda _: None) -> list[float] | None:
+        """Loss, BLEU and chrF on the validation corpora, logged; its `_rank`, or None without one.
 
         The best step and the evaluations since are kept in `progress`.
         """
         if self.valid_loss is None:
             return None
-        start, training = time.monotonic(), self.config.training
-        values = {
-            f"valid_{name}": value
-            for name, value in self.valid_loss(self.state.params, on_progress).items()
-            if name != "fill"
-        }
-        pairs = self.data.valid_pairs[: training.eval_sentences or None]
+        start, training, data = time.monotonic(), self.config.training, self.data
+        with heartbeat("computing the validation loss"):
+            losses = self.valid_loss(self.state.params, on_progress)
+        if not math.isfinite(losses["loss"]):
+            raise NotFiniteError(self._diverged(f"the validation loss after step {self.step}"))
+        values = {f"valid_{name}": value for name, value in losses.items() if name != "fill"}
+        logger.info(
+            "step %d: %svalidation loss %.4f, perplexity %.4g",
+            *(self.step, "smoothed " * bool(training.label_smoothing)),
+            *(values["valid_loss"], values["valid_perplexity"]),
+        )
+        each = -(-training.eval_sentences // len(data.valid_corpora)) or None
+        corpora = [(x, pairs[:each]) for x, pairs in zip(data.valid_corpora, data.valid_pairs)]
         translator = self.translator()
         # A young model goes on to the limit; what is twice as long as it should be is wrong.
-        references = self.data.vocabulary.encode([pair.target for pair in pairs])
+        references = data.vocabulary.encode([y for _, pairs in corpora for _, y in pairs])
         limits = [2 * len(reference) + _EXTRA_LENGTH for reference in references]
-        scores, _ = score_translator(translator, pairs, limits=limits, on_progress=on_progress)
+        scores, _ = score_translator(translator, corpora, limits=limits, on_progress=on_progress)
         values |= {f"valid_{name}": value for name, value in scores.items()}
         values["valid_seconds"] = time.monotonic() - start
         self.log.write(self.step, values)
-        logger.info(
-            "step %d: validation loss %.4f, perplexity %.2f, BLEU %.2f, chrF %.2f "
-            "(%d sentences, %.0f s)",
-            self.step,
-            *(values[f"valid_{n}"] for n in "loss perplexity bleu chrf sentences seconds".split()),
-        )
-        score = values["valid_bleu"] if training.best_metric == "bleu" else -values["valid_loss"]
+        for part in scores.get("corpora", []):
+            languages = f"{part['source_language']}-{part['target_language']}"
+            logger.info("step %d: validation %s %s", self.step, languages, summary(part))
+        seconds = values["valid_seconds"]
+        logger.info("step %d: validation %s (%.0f s)", self.step, summary(scores), seconds)
+        score = _rank(values, training.best_metric)
         progress = self.progress
         progress.worse = 0 if score > progress.best else progress.worse + 1
         progress.best, progress.evaluated = max(score, progress.best), self.step
         return score
 
-    def save(self, score: float | None = None) -> None:
+    def save(self, score: list[float] | None = None) -> None:
         """Starts to save the state, once all of it is known to be finite."""
         self.settle()
         self.progress.sums = self.meter.sums
@@ -268,6 +304,15 @@ class Trainer:
     def close(self) -> None:
         """Waits for checkpoints being written, and ends what runs in the background."""
         self._opened.close()
+
+
+def _rank(values: dict[str, Any], best_metric: str) -> list[float]:
+    """What the better of two evaluations has more of, in the order in which it counts.
+
+    BLEU is undefined in all evaluations of a run or in none: its references do not change.
+    """
+    first = [values["valid_bleu"] or 0.0, values["valid_chrf"]] if best_metric == "bleu" else []
+    return [*first, -values["valid_loss"]]
 
 
 def _initial(config: Config, vocab_size: int) -> tuple[nnx.GraphDef, Any]:

@@ -4,7 +4,6 @@ import contextlib
 import fcntl
 import functools
 import hashlib
-import itertools
 import json
 import logging
 import math
@@ -24,6 +23,7 @@ from transformer_jax.data.resampling import Resampler
 from transformer_jax.data.rows import Growth, Shape, bucketed_rows, packed_rows
 from transformer_jax.data.token_store import Filters, TokenStore, open_store
 from transformer_jax.data.vocabulary import Vocabulary
+from transformer_jax.heartbeat import heartbeat
 from transformer_jax.training.checkpoint import CONFIG_FILE, FOLDER, VOCABULARY_FILE, read_config
 
 logger = logging.getLogger(__name__)
@@ -37,7 +37,7 @@ class RunData(NamedTuple):
     train: list[TokenStore]
     valid_corpora: list[Corpus]
     valid: list[TokenStore]
-    valid_pairs: list[Pair]
+    valid_pairs: list[list[Pair]]  # of each corpus
     cache: pathlib.Path
 
     @property
@@ -53,8 +53,9 @@ def check_owner(workdir: pathlib.Path, config: Config) -> None:
         changed = differences(read_config(workdir), config)
         if changed:
             raise ValueError(
-                f"{workdir} belongs to a run of another config: {'; '.join(changed)} "
-                "(choose another --workdir, or the config that it was made with)"
+                f"{workdir} belongs to a run of another config: {'; '.join(changed)} (it goes on "
+                "with the config that it was made with; another --workdir with "
+                f"--config.training.init_from={workdir} starts from its parameters)"
             )
     elif any((workdir / FOLDER).glob("[0-9]*")):
         raise ValueError(f"{workdir} has checkpoints but no {CONFIG_FILE} that says of what")
@@ -62,7 +63,11 @@ def check_owner(workdir: pathlib.Path, config: Config) -> None:
 
 @contextlib.contextmanager
 def locked(workdir: pathlib.Path) -> Iterator[None]:
-    """Makes the workdir and holds it for one process; ValueError where another has it."""
+    """Makes the workdir and holds it for one process; ValueError where another has it.
+
+    What was made here is removed again where an error ends it before anything else is in there.
+    """
+    made = [folder for folder in (workdir, *workdir.parents) if not folder.exists()]
     workdir.mkdir(parents=True, exist_ok=True)
     with (workdir / ".lock").open("w") as file:
         try:
@@ -71,7 +76,15 @@ def locked(workdir: pathlib.Path) -> Iterator[None]:
             raise ValueError(f"another process is training in {workdir}") from None
         except OSError:
             logger.warning("%s cannot be locked: see that no other process trains in it", workdir)
-        yield
+        try:
+            yield
+        except BaseException:
+            if made and {path.name for path in workdir.rglob("*")} <= {".lock", FOLDER}:
+                (workdir / ".lock").unlink()
+                for folder in (workdir / FOLDER, *made):
+                    with contextlib.suppress(OSError):
+                        folder.rmdir()
+            raise
 
 
 def keep(workdir: pathlib.Path, config: Config, vocabulary: Vocabulary) -> None:
@@ -116,9 +129,10 @@ def load_data(workdir: pathlib.Path, config: Config) -> RunData:
     train = [_open("training", corpus, vocabulary, filters, cache) for corpus in corpora]
     filters = Filters(data.max_length)
     valid = [_open("validation", corpus, vocabulary, filters, cache) for corpus in valid_corpora]
-    valid_pairs = list(itertools.chain.from_iterable(valid_corpora))
-    if test_corpora and next(itertools.chain.from_iterable(test_corpora), None) is None:
-        raise ValueError(f"the test corpus {data.test} is empty")
+    valid_pairs = [list(corpus) for corpus in valid_corpora]
+    for corpus in test_corpora:
+        if next(iter(corpus), None) is None:
+            raise ValueError(f"the test corpus {corpus.name} is empty")
     return RunData(vocabulary, corpora, train, valid_corpora, valid, valid_pairs, cache)
 
 
@@ -167,7 +181,8 @@ def _vocabulary(
         for corpus in corpora:
             if next(iter(corpus), None) is None:
                 raise ValueError(f"the training corpus {corpus.name} is empty")
-        vocabulary = Vocabulary.train(corpora, data.vocab_size, data.vocabulary_kind, **options)
+        with heartbeat("training the vocabulary"):
+            vocabulary = Vocabulary.train(corpora, data.vocab_size, data.vocabulary_kind, **options)
         for corpus, content in zip(corpora, contents):
             corpus.check_unchanged(content)
         writer.append("model", np.frombuffer(vocabulary.model, np.uint8))
