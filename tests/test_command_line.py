@@ -23,7 +23,8 @@ def test_training_ends_well_and_leaves_a_whole_run(trained, home):
     assert process.returncode == 0, process.stderr
     assert "Traceback" not in process.stderr and "Warning" not in process.stderr
     assert any(line.startswith("trained to step 6 in") for line in process.stderr.splitlines())
-    assert "BLEU" in process.stdout and f"decode.py --workdir={workdir}" in process.stdout
+    assert "corpus: BLEU undefined (no reference has 4 tokens), chrF " in process.stdout
+    assert "exact match " in process.stdout and f"decode.py --workdir={workdir}" in process.stdout
     names = {path.name for path in workdir.iterdir()}
     assert {"config.json", "vocabulary.model", "checkpoints", "metrics.jsonl"} <= names
     assert not any(name.endswith(".tmp") for name in names)
@@ -38,18 +39,18 @@ def test_metrics_are_logged_in_order_and_validation_last(trained):
     for name in ("loss", "perplexity", "accuracy", "learning_rate", "gradient_norm"):
         assert all(line[name] > 0 or name == "accuracy" for line in lines[:3])
     assert {"valid_loss", "valid_bleu", "valid_chrf", "valid_bleu_signature"} <= lines[3].keys()
+    assert lines[3]["valid_bleu"] is None  # no reference has four tokens
 
 
 def test_a_report_says_how_the_batches_were(trained):
     """Two batches of 256 places a side make no whole epoch of 300 pairs."""
     workdir, process = trained
-    pattern = (
-        r"step 2: loss .*, ([\d.]+) % real tokens, ([\d.]+) ms a step waiting for data, epochs"
+    told = re.search(
+        r"^step 2: smoothed loss ([\d.]+), perplexity .*$", process.stderr, re.MULTILINE
     )
-    told = re.search(pattern, process.stderr)
     line = metrics(workdir)[0]
-    assert float(told[1]) == pytest.approx(100 * line["fill"], abs=0.1)
-    assert float(told[2]) == pytest.approx(1000 * line["data_wait_s_per_step"], abs=0.01)
+    assert float(told[1]) == pytest.approx(line["loss"], abs=0.001) and len(told[0]) <= 100
+    assert line["data_wait_s_per_step"] >= 0 and line["seconds_left"] > 0
     assert 0.7 < line["fill"] <= 1 and 0 < line["epochs"][0] < 1
     counts = (
         r"training corpus numbers:train, en-de: 300 pairs, [\d,]+ source and [\d,]+ target tokens"
@@ -85,7 +86,7 @@ def test_sigterm_saves_and_the_next_start_goes_on(home):
     again = run_training(home, workdir, f"--config.training.num_steps={step + 4}")
     assert again.returncode == 0 and f"resuming after step {step}" in again.stderr
     steps = [line["step"] for line in metrics(workdir) if "loss" in line]
-    assert steps == list(range(2, step + 5, 2))
+    assert steps == sorted({*range(2, step + 5, 2), step + 4})  # the last, even or odd
 
 
 TRAIN = ("train.py", "--config={home}/tiny.py", "--workdir={home}/new")
@@ -238,7 +239,6 @@ def test_a_mixture_of_languages_with_tags(home):
     assert process.returncode == 0, process.stderr
     for languages in ("en-de", "en-fr"):
         assert f"training corpus numbers:train, {languages}: 300 pairs, " in process.stderr
-    assert re.search(r"step 2: .* epochs 0\.\d\d 0\.\d\d, ", process.stderr)
     assert len(metrics(home / "mixture")[0]["epochs"]) == 2
     vocabulary = Vocabulary.load(home / "mixture" / "vocabulary.model")
     pieces = vocabulary.pieces(vocabulary.encode(["<2de> seven", "<2fr> seven"])[0])

@@ -64,6 +64,7 @@ def test_the_others_go_on_where_a_run_fails_and_the_report_says_it(compared):
     assert [one["name"] for one in runs] == list(names)
     assert [one["status"] for one in runs] == ["done", "failed", "done"]
     assert "is not finite" in runs[1]["error"] and "is not finite" in done.stdout
+    assert "lstm_dot: BLEU undefined (no reference has 4 tokens), chrF " in done.stdout
     page = (workdir / "report.html").read_text()
     assert "is not finite" in page and all(name in page for name in names)
     assert "Traceback" not in done.stderr
@@ -77,7 +78,9 @@ def test_the_report_has_all_that_was_measured(compared):
     for one in (first, last):
         assert one["train_tokens_per_s"] > 0 and one["decode_tokens_per_s"] > 0
         assert one["parameters"] > 1000 and one["seconds_per_epoch"] > 0 and one["pairs"] == 300
-        assert one["loss_curve"][-1]["loss"] > 0 and one["valid_curve"][-1]["bleu"] >= 0
+        assert one["loss_curve"][-1]["loss"] > 0 and one["valid_curve"][-1]["chrf"] >= 0
+        # Its references are single words.
+        assert one["valid_curve"][-1]["bleu"] is one["bleu"] is None and one["chrf"]["score"] >= 0
         assert sum(part["sentences"] for part in one["by_length"]) == 3
         assert len(one["gradient_by_distance"]) == 64
         for sample in one["samples"]:

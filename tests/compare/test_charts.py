@@ -118,6 +118,16 @@ def test_powers_are_written_without_markup(value, text):
     assert charts._power(value, 0) == text
 
 
+def test_what_bleu_is_undefined_for_is_drawn_by_its_chrf():
+    runs = whole_runs()[:2]
+    groups = {run["name"]: [run] for run in runs}
+    draw = (charts.scores_chart, charts.length_chart, lambda runs: charts.pairs_chart(groups, runs))
+    before = [make(runs).count("<use") for make in draw]
+    runs[0]["bleu"] = runs[0]["by_length"][0]["bleu"] = None
+    for make, marks in zip(draw, before):
+        assert 0 < make(runs).count("<use") < marks
+
+
 def test_nothing_to_draw_is_no_chart():
     assert charts.scores_chart([{"name": "a"}]) == charts.length_chart([{"name": "a"}]) == ""
     assert charts.pairs_chart({"a": []}, []) == charts.cost_chart([]) == ""

@@ -50,6 +50,16 @@ def test_the_tokenizer_is_that_of_the_language():
     assert "tok:zh" in corpus_scores(["你好"], ["你好"], "zh_CN")["bleu_signature"]
 
 
+def test_bleu_is_undefined_where_no_reference_has_four_tokens():
+    lines = ["zwei Hunde", "drei", "ein Hund"]
+    scores = corpus_scores(lines, lines, "de")
+    assert scores["bleu"] is None and scores["chrf"]["score"] > 99 and scores["length_ratio"] == 1
+    result = significance(lines, ["zwei", "drei", "vier"], lines, "de")
+    assert result["bleu"] is None and result["chrf"]["difference"] < 0
+    bins = by_length(["a", "a a"], ["x", "x x x x"], ["x", "x x x x"], "de", 2)
+    assert [part["bleu"] is None for part in bins] == [True, False]
+
+
 @pytest.mark.parametrize("seed", [None, "none", "0", "7"])
 def test_nothing_depends_on_the_environment_or_changes_it(monkeypatch, seed):
     expected = (

@@ -176,6 +176,21 @@ def test_numbers_that_are_none_are_not_hidden():
     assert "LSTM" not in [cells[0] for cells in page.rows["lengths"]]
 
 
+def test_bleu_that_is_undefined_is_a_dash_beside_chrf():
+    whole = comparison()
+    for run in whole["runs"][:-1]:
+        run["bleu"] = None
+        run["by_length"] = [part | {"bleu": None} for part in run["by_length"]]
+        run["valid_curve"] = [point | {"bleu": None} for point in run["valid_curve"]]
+    whole["significance"] = [test | {"bleu": None} for test in whole["significance"]]
+    page = Page(report(whole))
+    assert row(page, "summary", "LSTM")[5:7] == ["–", "45.043.8 to 46.4"]
+    assert "BLEU is undefined" in page.texts["summary"]
+    assert row(page, "significance", "RNN")[2:] == ["–", "–", "−0.4", "0.310"]
+    assert row(page, "pairs", "Transformer")[2] == "–"
+    assert "0.0 to" not in "".join(page.texts.values())
+
+
 def test_names_are_taken_literally_by_charts():
     whole = comparison()
     whole["runs"] = whole["runs"][:2]

@@ -37,7 +37,7 @@ def tree(seed: int = 0):
     }
 
 
-def write(workdir, steps: dict[int, float | None], keep: int = 10) -> None:
+def write(workdir, steps: dict[int, float | list[float] | None], keep: int = 10) -> None:
     checkpoints = Checkpoints(workdir, keep, create=True)
     for step, score in steps.items():
         checkpoints.save(step, tree(step), {"count": np.int32(step)}, {"step": step}, score)
@@ -116,8 +116,13 @@ def test_saving_takes_a_copy_at_once(tmp_path):
     checkpoints.close()
 
 
-def test_the_latest_and_the_best_are_kept(tmp_path):
-    write(tmp_path, {1: 1.0, 2: 5.0, 3: 2.0, 4: None, 5: 3.0}, keep=2)
+@pytest.mark.parametrize(
+    "scores",
+    [(1.0, 5.0, 2.0, None, 3.0), ([0.0, 9.0], [5.0, 2.0], [5.0, 1.0], None, [0.0, 10.0])],
+    ids=["one number, as older versions saved", "the first that differs counts"],
+)
+def test_the_latest_and_the_best_are_kept(tmp_path, scores):
+    write(tmp_path, dict(enumerate(scores, 1)), keep=2)
     checkpoints = Checkpoints(tmp_path)
     assert checkpoints.steps() == [5, 4, 2] and checkpoints.best_step() == 2
     assert int(checkpoints.restore(2, params=tree())["params"]["count"]) == 9
