@@ -125,16 +125,20 @@ def test_a_reader_that_leaves_ends_it_quietly(trained, home):
 
 
 def test_scores_are_one_json_line(trained, home):
+    mixture = f"text:{home / 'corpus'},text:{home / 'corpus'}@de-en"
     process = run(
-        home, "decode.py", f"--workdir={trained[0]}", f"--corpus=text:{home / 'corpus'}",
+        home, "decode.py", f"--workdir={trained[0]}", f"--corpus={mixture}",
         "--score", "--checkpoint=last", "--average=2",
     )  # fmt: skip
     assert process.returncode == 0, process.stderr
     assert process.stdout.count("\n") == 1
     scores = json.loads(process.stdout)
-    assert scores["sentences"] == 3 and 0 <= scores["chrf"] <= 100
+    assert scores["sentences"] == 6 and 0 <= scores["chrf"] <= 100
+    assert [part["target_language"] for part in scores["corpora"]] == ["de", "en"]
+    assert [part["sentences"] for part in scores["corpora"]] == [3, 3]
     assert scores["bleu"] is None and process.stderr == ""  # single words; no bar in a log
-    assert {"chrf", "exact_match", "seconds", "bleu_signature"} <= scores.keys()
+    assert {"chrf", "exact_match", "seconds"} <= scores.keys()
+    assert "bleu_signature" in scores["corpora"][0]
 
 
 @pytest.mark.parametrize("flag", ["output", "attention_html"])

@@ -101,10 +101,10 @@ class TrainingConfig:
     num_steps: int = _number(100_000, 1)
     log_every: int = _number(100, 1)
     eval_every: int = _number(5000, 0)  # 0 = only at the end
-    eval_sentences: int = _number(500, 0)  # translated for BLEU at each evaluation; 0 = all
+    eval_sentences: int = _number(500, 0)  # translated at each evaluation, of all corpora; 0 = all
     save_every: int = _number(1000, 1)
     keep_checkpoints: int = _number(5, 1)  # the latest, beside the best
-    best_metric: str = _choice("bleu", "bleu", "loss")
+    best_metric: str = _choice("bleu", "bleu", "loss")  # bleu: where equal, chrF, then the loss
     patience: int = _number(0, 0)  # evaluations without a better one before stopping; 0 = off
     label_smoothing: float = _number(0.1, 0.0, 0.999)
     accumulate_steps: int = _number(1, 1)  # pieces that an update's batch is computed in

@@ -25,7 +25,7 @@ from transformer_jax.config import (
     TrainingConfig,
 )
 from transformer_jax.data.batching import Batches
-from transformer_jax.decoding.translator import Translator
+from transformer_jax.decoding.translator import Hypothesis, Translation, Translator
 from transformer_jax.heartbeat import heartbeat
 from transformer_jax.training import loop
 from transformer_jax.training import trainer as trainer_module
@@ -529,3 +529,29 @@ def test_a_folder_that_something_was_put_into_meanwhile_stays(tmp_path, monkeypa
     with pytest.raises(ValueError, match="bad corpus"):
         Trainer(make_config(), tmp_path / "run")
     assert (tmp_path / "run/notes").read_text() == "mine"
+
+
+def test_the_test_of_a_mixture_is_a_line_a_corpus(tmp_path, monkeypatch, capsys):
+    (tmp_path / "c.en").write_text("one\ntwo\n")
+    (tmp_path / "c.de").write_text("ein Hund im Schnee\nzwei\n")
+    (tmp_path / "c.ko").write_text("하나\n둘\n")
+    names = f"text:{tmp_path}/c@en-de,text:{tmp_path}/c@en-ko"
+    answers = ["ein Hund im Schnee", "drei", "하나", "둘"]
+
+    class Stub:
+        def translate(self, sources):
+            assert sources == ["one", "two"] * 2
+            return [Translation([Hypothesis(text, 0.0, 0.0)], False) for text in answers]
+
+    monkeypatch.setattr(Translator, "from_workdir", lambda _: Stub())
+    loop._test(make_config(data={"test": names}), tmp_path)
+    german, korean, mean = capsys.readouterr().out.splitlines()[-3:]
+    assert german.startswith(f"text:{tmp_path}/c, en-de: BLEU ") and german.endswith("50.0% of 2")
+    assert korean == (
+        f"text:{tmp_path}/c, en-ko: BLEU undefined (no reference has 4 tokens), chrF 100.00, "
+        "exact match 100.0% of 2"
+    )
+    assert mean.startswith("mean of 2 corpora: BLEU undefined (of a corpus), chrF ")
+    scores = json.loads((tmp_path / "test.json").read_text())
+    assert scores["bleu"] is None and scores["sentences"] == 4 and scores["exact_match"] == 0.75
+    assert scores["corpora"][0]["bleu"] > 0
