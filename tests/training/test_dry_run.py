@@ -1,6 +1,7 @@
 """A dry run says what is there, warns of what looks wrong, and leaves no run behind."""
 
 import dataclasses
+import re
 
 import pytest
 
@@ -46,8 +47,10 @@ def warnings_of(config, tmp_path, capsys, **data) -> str:
 
 
 def test_it_describes_the_run_and_leaves_nothing_behind(config, tmp_path, capsys):
+    config.training.log_every = 1  # the first step ends a report
     dry_run(config, tmp_path / "run")
     out = capsys.readouterr().out
+    assert re.search(r"run in [\d.]+ s, loss [1-9]", out)
     for said in (
         "train, en-de: 600 pairs, 600 kept, left out: none",
         "longest",

@@ -36,10 +36,12 @@ def dry_run(config: Config, workdir: str | os.PathLike) -> int:
         words = _word_counts(run.data.train, len(run.data.vocabulary))
         for line in _describe(run, np.count_nonzero(words.sum(axis=0))):
             print(line)
-        start = time.monotonic()
+        start, reports = time.monotonic(), []
+        run.on_report = lambda _, report: reports.append(report)
         run.advance()
         run.settle()
-        loss = run.meter.report()["loss"]
+        run.report()  # unless it was due
+        loss = reports[0]["loss"]
         step = time.monotonic() - start
         print(f"first step: ready in {opened:.1f} s, run in {step:.2f} s, loss {loss:.3f}")
         for warning in _warnings(run, words):
