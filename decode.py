@@ -5,11 +5,10 @@ that came with it), also on a pipe that never ends. With --score_pairs the lines
 tab and target, and come out with their log-probability. With --corpus a corpus' source side
 is translated, and with --score too the translations are scored against the target side and
 one JSON line is printed. With --attention_html a page is written, once all lines are
-translated, that shows what the model attended to.
+translated or Ctrl-C is pressed, that shows what the model attended to.
 """
 
 import contextlib
-import itertools
 import json
 import os
 import signal
@@ -26,7 +25,9 @@ _WORKDIR = flags.DEFINE_multi_string(
 )
 _CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "best, last, or the number of a step.")
 _AVERAGE = flags.DEFINE_integer("average", 1, "Last checkpoints to average.", lower_bound=1)
-_INPUT = flags.DEFINE_string("input", "", "File to translate, instead of standard input.")
+_INPUT = flags.DEFINE_string(
+    "input", "", "File to translate, plain, .gz or .xz, instead of standard input."
+)
 _OUTPUT = flags.DEFINE_string("output", "", "File to write, instead of standard output.")
 _CORPUS = flags.DEFINE_string("corpus", "", "Corpus to translate instead, such as text:PREFIX.")
 _SCORE = flags.DEFINE_bool("score", False, "Print the corpus' scores instead of its translation.")
@@ -64,11 +65,12 @@ _READING = [
         "rows", None, "Sentences translated at once: 1, or eights; default: the config's.", 1
     ),
 ]
+_N_BEST = flags.DEFINE_integer("n_best", 1, "Translations a line, best first.")
 _SEARCH = [
     flags.DEFINE_integer(
         "beam_size", None, "Hypotheses of the beam; 1 = greedy; default: the config's.", 1
     ),
-    flags.DEFINE_integer("n_best", 1, "Translations a line, best first."),
+    _N_BEST,
     flags.DEFINE_float("length_penalty", None, "GNMT's alpha; default: the config's."),
     flags.DEFINE_float("coverage_penalty", 0.0, "GNMT's beta."),
     flags.DEFINE_integer("min_length", 0, "Fewest tokens of a translation."),
@@ -88,7 +90,7 @@ flags.register_validator("workdir", all, "the name of a folder was wanted")
 
 
 def main(_) -> None:
-    from transformer_jax.data.corpus import parse_corpora
+    from transformer_jax.data.corpus import open_text, parse_corpora, raw_lines
     from transformer_jax.decoding.attention_lines import AttentionLines, check_page
     from transformer_jax.decoding.stream import (
         MOST,
@@ -110,20 +112,21 @@ def main(_) -> None:
         lines = None if _CORPUS.value else files.enter_context(_opened_input())
         if _ATTENTION_HTML.value:
             check_page(_ATTENTION_HTML.value, _open_files())
-        prefixes = itertools.repeat(_PREFIX.value) if _PREFIX.value else None
+        prefixes = _PREFIX.value
         if name := _PREFIX_FILE.value:
-            prefix_lines = files.enter_context(open(name, "rb"))
+            prefix_lines = raw_lines(files.enter_context(open_text(name)), name)
             prefixes = (decoded(line, name, n) for n, line in enumerate(prefix_lines, 1))
         translator = Translator.from_workdir(
             *_WORKDIR.value, checkpoint=_CHECKPOINT.value, average=_AVERAGE.value
         )
+        data, name = translator.config.data, _INPUT.value or "standard input"
         align = None
         if _ALIGNMENTS.value:
             # The tag that is put before each line is not one of its words.
-            align = {"layer": _LAYER.value, "head": _HEAD.value, "skip": int(bool(_LANGUAGE.value))}
+            tagged = data.language_tags if _CORPUS.value else bool(_LANGUAGE.value)
+            align = {"layer": _LAYER.value, "head": _HEAD.value, "skip": int(tagged)}
         # Mistakes are told before the output is opened, and so emptied.
         translator.check(prefix=_PREFIX.value, align=align, **options)
-        data, name = translator.config.data, _INPUT.value or "standard input"
         if _CORPUS.value:
             name, languages = _CORPUS.value, (data.source_language, data.target_language)
             corpora = parse_corpora(name, *languages, language_tags=data.language_tags)
@@ -135,7 +138,7 @@ def main(_) -> None:
             to_texts = Texts(
                 name, translator.vocabulary, tags=data.language_tags, language=_LANGUAGE.value
             )
-            groups = arriving(lines)
+            groups = arriving(lines, name)
             texts = to_texts.groups(_one_by_one(groups) if _INTERACTIVE.value else groups)
             pairs = pairs_of(texts)
         attention = None
@@ -146,6 +149,8 @@ def main(_) -> None:
             output, translator.vocabulary, as_json=_FORMAT.value == "json", scores=_SCORES.value
         )
         settings = {"name": name, "align": align} | options
+        if lines is not None and lines.isatty():
+            print("Waiting for lines to translate; Ctrl-D ends.", file=sys.stderr)
         if _SCORE.value:
             scores, _ = score_translator(translator, corpora, **options)
             output.write((json.dumps(scores) + "\n").encode())
@@ -155,10 +160,26 @@ def main(_) -> None:
             # Neither among the answers nor among the lines of a log.
             progress = not _INTERACTIVE.value and sys.stderr.isatty() and not output.isatty()
             more = {"prefixes": prefixes, "attention": attention, "progress": progress}
-            translate_lines(translator, texts, writer, **more, **settings)
-        if attention is not None:
-            names = [os.path.basename(os.path.realpath(folder)) for folder in _WORKDIR.value]
-            attention.write(_ATTENTION_HTML.value, f"Attention of {', '.join(names)}")
+            with _page(attention):
+                translate_lines(translator, texts, writer, **more, **settings)
+
+
+@contextlib.contextmanager
+def _page(attention) -> Iterator[None]:
+    """Writes the page of attention, if one is wanted, in the end or when Ctrl-C is pressed."""
+    if attention is None:
+        yield
+        return
+    names = [os.path.basename(os.path.realpath(folder)) for folder in _WORKDIR.value]
+    page = _ATTENTION_HTML.value, f"Attention of {', '.join(names)}"
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    except KeyboardInterrupt:
+        with contextlib.suppress(ValueError):  # there was no line yet
+            attention.write(*page)
+        raise
+    attention.write(*page)
 
 
 def _check_flags() -> None:
@@ -169,7 +190,8 @@ def _check_flags() -> None:
         raise ValueError("--target_language is for lines; a corpus says its own, as in @en-de")
     prefixes = (_PREFIX, _PREFIX_FILE)
     for one, others in (
-        (_SCORE, (_SCORE_PAIRS, _ALIGNMENTS, _ATTENTION_HTML, _SCORES, _FORMAT, *prefixes)),
+        (_SCORE, (_SCORE_PAIRS, _ALIGNMENTS, _ATTENTION_HTML, _SCORES, _FORMAT, _N_BEST)),
+        (_SCORE, prefixes),
         (_SCORE_PAIRS, (_ATTENTION_HTML, _SCORES, *prefixes, *_SEARCH)),
         (_CORPUS, (_INPUT, _INTERACTIVE)),
         (_INPUT, (_INTERACTIVE,)),
@@ -178,6 +200,10 @@ def _check_flags() -> None:
         for other in others:
             if one.value and other.value != other.default:
                 raise ValueError(f"--{one.name} and --{other.name} do not go together")
+    if _CHECKPOINT.present and _AVERAGE.value > 1:
+        raise ValueError("--checkpoint and --average do not go together: the last are averaged")
+    if _SCORES.value and _FORMAT.value == "json":
+        raise ValueError("--scores is for text: with --format=json there are scores always")
     for flag in (_LAYER, _HEAD):
         if flag.value is not None and not _ALIGNMENTS.value:
             raise ValueError(f"--{flag.name} needs --alignments")
@@ -192,7 +218,9 @@ def _opened_input() -> contextlib.AbstractContextManager[BinaryIO]:
         for name, file in (("input", source), ("prefix file", _PREFIX_FILE.value)):
             if file != "" and os.path.samestat(os.stat(file), os.stat(_OUTPUT.value)):
                 raise ValueError(f"--output={_OUTPUT.value} is the {name}, and would be lost")
-    return open(_INPUT.value, "rb") if _INPUT.value else contextlib.nullcontext(sys.stdin.buffer)
+    from transformer_jax.data.corpus import open_text
+
+    return open_text(_INPUT.value) if _INPUT.value else contextlib.nullcontext(sys.stdin.buffer)
 
 
 def _open_files() -> dict[str, str | int]:

@@ -4,6 +4,11 @@ The same command again resumes. Any field of the config can be set beside it, as
 --config.model.num_layers=3.
 """
 
+import os
+import pathlib
+import shlex
+import sys
+
 from absl import flags
 from ml_collections import config_flags
 
@@ -36,7 +41,18 @@ def main(_) -> int:
                 f"--profile_steps={_PROFILE_STEPS.value} is not FIRST:LAST, such as 10:20"
             )
         steps = int(first), int(last)
-    return train(_CONFIG.value, _WORKDIR.value, steps)
+    result = train(_CONFIG.value, _WORKDIR.value, steps)
+    if not result.status:
+        command = [_near(sys.executable), _near(pathlib.Path(__file__).with_name("decode.py"))]
+        command = shlex.join([*command, f"--workdir={_WORKDIR.value}"])
+        print(f"To translate: {command} < FILE   (a sentence a line)", flush=True)
+    return result.status
+
+
+def _near(path: str | os.PathLike) -> str:
+    """A path as it is typed in the current folder, if it is below it."""
+    below = pathlib.Path(path).is_relative_to(os.getcwd())
+    return os.path.relpath(path) if below else str(path)
 
 
 if __name__ == "__main__":

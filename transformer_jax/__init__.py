@@ -12,8 +12,11 @@ same letters: `hidden_BTD`, `jnp.einsum("BHTK,BHMK->BHTM", query_BHTK, key_BHMK)
 
 import importlib
 
+__version__ = "0.1.0"
+
 _HOMES = {
     "Config": "transformer_jax.config",
+    "TrainingResult": "transformer_jax.training.loop",
     "Transformer": "transformer_jax.model.transformer",
     "Translation": "transformer_jax.decoding.translator",
     "Translator": "transformer_jax.decoding.translator",
@@ -28,3 +31,7 @@ def __getattr__(name: str):
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})

@@ -209,7 +209,7 @@ def trained(tmp_path_factory):
     config.data.byte_fallback = False
     config.data.tokens_per_batch, config.data.num_buckets = 512, 1
     config.training.num_steps, config.training.save_every, config.training.log_every = 6, 2, 3
-    assert train(config, workdir) == 0
+    assert train(config, workdir).status == 0
     return workdir
 
 

@@ -43,7 +43,7 @@ def run_training(run: Run, budget: Budget) -> int:
         num_steps = read_config(run.workdir).training.num_steps
     else:
         num_steps = _steps(settled(run, 1), budget)
-    return train(settled(run, num_steps), run.workdir)
+    return train(settled(run, num_steps), run.workdir).status
 
 
 def _steps(config: Config, budget: Budget) -> int:

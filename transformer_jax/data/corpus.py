@@ -9,12 +9,14 @@ A corpus is one string:
   numbers:SPLIT     English number words and their translation, train, valid or test, or from
                     FIRST to LAST as in numbers:0-99
 
-Files are UTF-8, plain or .gz or .xz. A mixture is corpora joined by commas, each of which
-may end in @SOURCE-TARGET, its own languages, and @WEIGHT, its share of training:
+Files are UTF-8, plain or .gz or .xz; a line of white space is empty. A mixture is corpora
+joined by commas, each of which may end in @SOURCE-TARGET, its own languages, and @WEIGHT, its
+share of training:
 
   text:europarl/train@it-en@3,text:multi30k/train@en-de@1
 """
 
+import codecs
 import dataclasses
 import functools
 import gzip
@@ -28,7 +30,7 @@ import re
 import zlib
 from collections.abc import Callable, Iterator
 from importlib import metadata
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
@@ -74,8 +76,9 @@ class Corpus:
         sides = _KINDS[kind][0](rest, self.source_language, self.target_language)
         size = 0
         for source, target in itertools.islice(sides, self.max_pairs or None):
-            # A source without text keeps none, so that it is left out as empty.
-            yield Pair(f"{self.tag} {source}" if self.tag and source.strip() else source, target)
+            # What is white space to Unicode is tokens to some vocabularies: left out as empty.
+            source, target = (side if side.strip() else "" for side in (source, target))
+            yield Pair(f"{self.tag} {source}" if self.tag and source else source, target)
             size += 1
         self.size = size
 
@@ -170,24 +173,52 @@ def read_corpus(
 _OPENERS: dict[str, Callable] = {".gz": gzip.open, ".xz": lzma.open}
 
 
+def open_text(path: str) -> BinaryIO:
+    """Opens a file to be read, by its suffix a compressed one."""
+    return _OPENERS.get(pathlib.Path(path).suffix, open)(path, "rb")
+
+
+def raw_lines(file: BinaryIO, path: str) -> Iterator[bytes]:
+    """The lines of a file of `open_text`; ValueError with the line where it is damaged."""
+    count = 0
+    try:
+        for line in file:
+            count += 1
+            yield line
+    except (EOFError, gzip.BadGzipFile, zlib.error, lzma.LZMAError) as error:
+        raise ValueError(f"{path} is damaged after line {count}: {error}") from None
+
+
+_MARKS = codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE  # UTF-32 LE begins as 16
+
+
+def text_of_line(line: bytes, number: int) -> tuple[str, str]:
+    """The text of a file's line, from 1, without its end; and why it is not valid, or "".
+
+    What is not UTF-8 is replaced, and NUL characters are, which only other encodings have.
+    """
+    line = line.removesuffix(b"\n").removesuffix(b"\r")
+    line = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
+    reason = "NUL character" if b"\0" in line else ""
+    try:
+        text = line.decode()
+    except UnicodeDecodeError as error:
+        text, reason = line.decode(errors="replace"), error.reason
+    if not reason:
+        return text, ""
+    if (number == 1 and line.startswith(_MARKS)) or 3 * line.count(b"\0") >= len(line):
+        reason += "; UTF-16?"
+    return text.replace("\0", "\ufffd"), f"not valid UTF-8 ({reason})"
+
+
 def _lines(path: str) -> Iterator[str]:
     """The lines of a text file, without their ends."""
-    number = 0
-    with _OPENERS.get(pathlib.Path(path).suffix, open)(path, "rb") as file:
-        try:
-            for number, line in enumerate(file, 1):
-                text = decode_line(line, path, number)
-                yield text.removeprefix("\ufeff") if number == 1 else text
-        except (EOFError, gzip.BadGzipFile, zlib.error, lzma.LZMAError) as error:
-            raise ValueError(f"{path} is damaged after line {number}: {error}") from None
-
-
-def decode_line(line: bytes, path: str, number: int) -> str:
-    """The text of a line; ValueError with file and line number where it is not UTF-8."""
-    try:
-        return line.decode("utf-8").rstrip("\r\n")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}, line {number}: not valid UTF-8 ({error.reason})") from None
+    with open_text(path) as file:
+        for number, line in enumerate(raw_lines(file, path), 1):
+            text, wrong = text_of_line(line, number)
+            if wrong:
+                raise ValueError(f"{path}, line {number}: {wrong}")
+            yield text
 
 
 def _text_files(prefix: str, *languages: str) -> list[str]:

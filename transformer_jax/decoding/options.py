@@ -1,7 +1,12 @@
 """What can be asked of a search, and which of it goes together."""
 
 import dataclasses
+import difflib
+import functools
+import inspect
 import math
+from collections.abc import Callable
+from typing import Any
 
 from transformer_jax.config import DecodingConfig
 from transformer_jax.data.vocabulary import BOS, EOS, PAD, UNK
@@ -134,6 +139,33 @@ class SearchOptions:
         """Fewest tokens of a translation of a source of so many."""
         least = max(self.min_length, math.ceil(length * self.min_length_ratio), 1)
         return min(least, self.max_length)
+
+
+def takes_options(method: Callable) -> Callable:
+    """Shows the fields of `SearchOptions` in the signature of a method, in place of **options.
+
+    So an editor completes them; a name that is none is a TypeError with the nearest that is.
+    """
+    signature = inspect.signature(method)
+    own = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
+    fields = [
+        inspect.Parameter(
+            f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default, annotation=f.type
+        )
+        for f in dataclasses.fields(SearchOptions)
+    ]
+    signature = signature.replace(parameters=own + fields)
+
+    @functools.wraps(method)
+    def checked(*arguments: Any, **options: Any) -> Any:
+        for name in options.keys() - signature.parameters.keys():
+            near = difflib.get_close_matches(name, signature.parameters, n=1, cutoff=0.5)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise TypeError(f"there is no option {name}{hint}")
+        return method(*arguments, **options)
+
+    checked.__signature__ = signature
+    return checked
 
 
 # Option, least, most.

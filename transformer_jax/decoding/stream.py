@@ -1,7 +1,10 @@
 """Lines of a file or pipe through a translator: answers in order, each as soon as it is due."""
 
+import gzip
 import json
 import logging
+import lzma
+import math
 import os
 import select
 import time
@@ -9,27 +12,34 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any, BinaryIO
 
+import numpy as np
 from tqdm import tqdm
 
-from transformer_jax.data.corpus import language_tag
-from transformer_jax.data.vocabulary import Vocabulary
+from transformer_jax.data.corpus import language_tag, raw_lines, text_of_line
+from transformer_jax.data.vocabulary import UNK, Vocabulary
 from transformer_jax.decoding.alignment import Alignment
 from transformer_jax.decoding.attention_lines import AttentionLines
-from transformer_jax.decoding.translator import Score, Translation, Translator
+from transformer_jax.decoding.translator import Hypothesis, Score, Translation, Translator
 
 logger = logging.getLogger(__name__)
 
 MOST = 4096  # lines that are sorted and translated together
+_MOST_UNKNOWN = 10  # symbols that are named
 _IDLE_S = 0.05  # without a new line: those that have arrived are translated
 _PATIENCE_S = 0.5  # after which they are translated however many more arrive
 
 
-def arriving(file: BinaryIO, most: int = MOST) -> Iterator[list[bytes]]:
-    """Lines without their ends, in groups: what has arrived when the group before is done.
+def arriving(file: BinaryIO, name: str, most: int = MOST) -> Iterator[list[bytes]]:
+    """Lines in groups: of a plain file or pipe, what has arrived when the group before is done.
 
     A group has about `most` lines at most. Nothing is waited for while there is a whole
-    line to be answered.
+    line to be answered. `name` is the file's, in errors.
     """
+    if isinstance(file, gzip.GzipFile | lzma.LZMAFile):
+        lines = raw_lines(file, name)
+        while group := list(islice(lines, most)):
+            yield group
+        return
     descriptor, parts, ended = file.fileno(), [], False
     while not ended:
         group: list[bytes] = []
@@ -54,12 +64,10 @@ def arriving(file: BinaryIO, most: int = MOST) -> Iterator[list[bytes]]:
 
 def decoded(line: bytes, name: str, number: int) -> str:
     """A line as text; what is not UTF-8 is replaced and warned of."""
-    line = line.rstrip(b"\n").removesuffix(b"\r")
-    try:
-        return line.decode("utf-8")
-    except UnicodeDecodeError as error:
-        logger.warning("%s, line %d: not valid UTF-8 (%s); replaced", name, number, error.reason)
-        return line.decode("utf-8", errors="replace")
+    text, wrong = text_of_line(line, number)
+    if wrong:
+        logger.warning("%s, line %d: %s; replaced", name, number, wrong)
+    return text
 
 
 class Texts:
@@ -120,9 +128,17 @@ class Writer:
         self.as_json, self.scores = as_json, scores
 
     def translation(
-        self, source: str, translation: Translation, alignments: Sequence[Alignment] = ()
+        self,
+        source: str,
+        translation: Translation,
+        alignments: Sequence[Alignment] = (),
+        *,
+        n_best: int = 1,
     ) -> None:
-        """Writes the hypotheses of a source, with their alignments if there are any."""
+        """Writes the hypotheses of a source, with their alignments if there are any.
+
+        As text, these are always `n_best` lines, the last of them empty if need be.
+        """
         hypotheses = translation.hypotheses
         if self.as_json:
             described = [
@@ -136,9 +152,13 @@ class Writer:
             ]
             for description, alignment in zip(described, alignments):
                 description["alignment"] = _described(alignment)
-            self._json(source=source, truncated=translation.truncated, hypotheses=described)
+            read = {"truncated": translation.truncated, "unknown": translation.unknown}
+            self._json(source=source, **read, hypotheses=described)
             return
-        for number, hypothesis in enumerate(hypotheses):
+        missing = n_best - len(hypotheses)
+        if alignments:
+            alignments = [*alignments, *[_NO_ALIGNMENT] * missing]
+        for number, hypothesis in enumerate([*hypotheses, *[_NO_HYPOTHESIS] * missing]):
             # A line stays one line, whatever the vocabulary can spell.
             text = " ".join(hypothesis.text.splitlines())
             if self.scores:
@@ -169,6 +189,10 @@ class Writer:
         self.output.write(f"{text}{pharaoh}\n".encode())
 
 
+_NO_HYPOTHESIS = Hypothesis("", -math.inf, -math.inf)
+_NO_ALIGNMENT = Alignment([], [], np.zeros((0, 0), np.float32), [])
+
+
 def _described(alignment: Alignment) -> dict[str, Any]:
     return alignment._asdict() | {"weights": alignment.weights.astype(float).round(6).tolist()}
 
@@ -179,7 +203,7 @@ def translate_lines(
     writer: Writer,
     *,
     name: str,
-    prefixes: Iterator[str] | None = None,
+    prefixes: Iterator[str] | str = "",
     align: dict[str, Any] | None = None,
     attention: AttentionLines | None = None,
     progress: bool = False,
@@ -192,7 +216,7 @@ def translate_lines(
       groups: texts that are translated together.
       writer: of translations.
       name: where the lines are from, for warnings.
-      prefixes: beginnings of the translations, one a line; None = none. One that cannot be
+      prefixes: beginnings of the translations, one a line, or one for all. One that cannot be
         is warned of, and its line's translation is empty.
       align: options of `Translator.align`, if alignments are wanted.
       attention: takes the best translation of each line.
@@ -201,50 +225,56 @@ def translate_lines(
     Raises:
       ValueError: a line has no prefix, after those before it are written.
     """
-    done = 0
-    max_length = translator.options(**options).max_length
+    done, told = 0, False
+    n_best = translator.options(**options).n_best
+    each = not isinstance(prefixes, str)
+
+    def left_out(index: int, error: ValueError) -> None:
+        logger.warning("%s, line %d: %s; left out", name, done + index + 1, error)
+        lines[index] = ""
+
     # No bar is drawn for what is finished within its delay.
     with tqdm(unit="line", desc="translating", delay=5, disable=not progress) as bar:
         for group in groups:
-            beginnings = list(islice(prefixes or (), len(group)))
-            complete = prefixes is None or len(beginnings) == len(group)
-            lines = list(group if complete else group[: len(beginnings)])
-            for index, beginning in enumerate(beginnings):
-                try:
-                    translator.prefix_ids(beginning, max_length)
-                except ValueError as error:
-                    logger.warning("%s, line %d: %s; left out", name, done + index + 1, error)
-                    lines[index] = beginnings[index] = ""
+            beginnings = list(islice(prefixes, len(group))) if each else prefixes
+            lines = list(group[: len(beginnings)] if each else group)
             found: dict[int, Translation] = {}
-            written = 0
-            for index, translation in translator.stream(lines, prefixes=beginnings, **options):
+            written, unknown = 0, []
+            for index, translation in translator.stream(
+                lines, prefixes=beginnings, on_bad_prefix=left_out, **options
+            ):
                 bar.update()
                 found[index] = translation
+                unknown += [index] if translation.unknown else []
                 if translation.truncated:
                     _warn_truncated(name, done + index + 1)
                 if attention is not None:
                     attention.add(done + index + 1, lines[index], translation.hypotheses[0])
                 while align is None and written in found:
-                    writer.translation(group[written], found.pop(written))
+                    writer.translation(group[written], found.pop(written), n_best=n_best)
                     written += 1
                 writer.output.flush()
             if align is not None:
-                _write_aligned(translator, lines, found, writer, align | options)
+                _write_aligned(translator, group, found, writer, n_best, align | options)
+            if unknown and not told:
+                told = True
+                first = min(unknown)
+                _warn_unknown(name, done + first + 1, writer.vocabulary, lines[first])
             done += len(lines)
-            if not complete:
+            if len(lines) < len(group):
                 raise ValueError(f"there is no prefix for {name}, line {done + 1}")
-    if prefixes is not None and next(prefixes, None) is not None:
+    if each and next(prefixes, None) is not None:
         logger.warning("there are more prefixes than lines: %d were used", done)
 
 
-def _write_aligned(translator, lines, found, writer: Writer, options: dict[str, Any]) -> None:
+def _write_aligned(translator, group, found, writer: Writer, n_best: int, options: dict) -> None:
     """Writes the translations of a group with the alignment of each hypothesis."""
-    hypotheses = [h for index in range(len(lines)) for h in found[index].hypotheses]
-    sources = [text for i, text in enumerate(lines) for _ in found[i].hypotheses]
+    hypotheses = [h for index in range(len(found)) for h in found[index].hypotheses]
+    sources = [text for i, text in zip(range(len(found)), group) for _ in found[i].hypotheses]
     alignments = iter(translator.align(sources, hypotheses, **options))
-    for index, text in enumerate(lines):
+    for index, text in zip(range(len(found)), group):
         its = list(islice(alignments, len(found[index].hypotheses)))
-        writer.translation(text, found[index], its)
+        writer.translation(text, found[index], its, n_best=n_best)
     writer.output.flush()
 
 
@@ -271,7 +301,7 @@ def score_pairs(
         empty line is written and warned of.
       translator, writer, name, align, options: as for `translate_lines`.
     """
-    done = 0
+    done, told = 0, False
     for group in groups:
         pairs = [(source, target) for source, target in group if target is not None]
         scores = iter(translator.score(pairs, **options))
@@ -288,6 +318,9 @@ def score_pairs(
             score = next(scores)
             if score.truncated:
                 _warn_truncated(name, number)
+            if score.unknown and not told:
+                told = True
+                _warn_unknown(name, number, writer.vocabulary, f"{source} {target}")
             writer.score(source, target, score, next(alignments, None))
         writer.output.flush()
         done += len(group)
@@ -295,3 +328,20 @@ def score_pairs(
 
 def _warn_truncated(name: str, number: int) -> None:
     logger.warning("%s, line %d: longer than max_length; its end was not read", name, number)
+
+
+def _warn_unknown(name: str, number: int, vocabulary: Vocabulary, text: str) -> None:
+    """Tells what of a text the vocabulary does not know: symbols, or characters of its words."""
+    found: list[str] = []
+    for word in text.split():
+        *ids, _ = vocabulary.encode([word])[0]
+        if UNK in ids:
+            # Where words are symbols, one that is unknown is one token, without a space's.
+            letters = word if ids != [UNK] else ""
+            found += [c for c in letters if UNK in vocabulary.encode([c])[0]] or [word]
+    logger.warning(
+        "%s, line %d: the vocabulary does not know %s, read as unknown; further lines are not told",
+        name,
+        number,
+        ", ".join(map(repr, list(dict.fromkeys(found))[:_MOST_UNKNOWN])),
+    )

@@ -1,8 +1,9 @@
 """Text in, text out: translations, scores and attention of a trained model."""
 
 import os
+import reprlib
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,7 +14,7 @@ from transformer_jax.decoding import alignment, engine
 from transformer_jax.decoding.alignment import Alignment
 from transformer_jax.decoding.engine import Models, Sentence
 from transformer_jax.decoding.forced import forced
-from transformer_jax.decoding.options import SearchOptions
+from transformer_jax.decoding.options import SearchOptions, takes_options
 from transformer_jax.decoding.search import NONE, Hypotheses
 from transformer_jax.training.checkpoint import load_run
 from transformer_jax.training.parallel import replicate
@@ -36,10 +37,17 @@ class Hypothesis(NamedTuple):
 
 
 class Translation(NamedTuple):
-    """The hypotheses of a line, best first, and whether its end was cut off unread."""
+    """Of a line.
+
+    Attributes:
+      hypotheses: best first.
+      truncated: whether its end was cut off unread.
+      unknown: tokens read that the vocabulary does not know.
+    """
 
     hypotheses: list[Hypothesis]
     truncated: bool
+    unknown: int = 0
 
     @property
     def text(self) -> str:
@@ -55,12 +63,14 @@ class Score(NamedTuple):
       log_probs: natural logarithm of each token's probability.
       log_prob: their sum.
       truncated: whether the end of a side was cut off unread.
+      unknown: tokens of both sides that the vocabulary does not know.
     """
 
     tokens: list[str]
     log_probs: list[float]
     log_prob: float
     truncated: bool
+    unknown: int = 0
 
 
 class Attention(NamedTuple):
@@ -99,98 +109,115 @@ class Translator:
     @classmethod
     def from_workdir(
         cls,
-        workdir: str | os.PathLike,
+        workdir: str | os.PathLike | Sequence[str | os.PathLike],
         *ensemble: str | os.PathLike,
-        checkpoint: str = "best",
+        checkpoint: str | int = "best",
         average: int = 1,
     ) -> "Translator":
         """Loads what `train.py` left in a workdir.
 
         Args:
-          workdir: of the run.
+          workdir: of the run, or of several, as `ensemble` has it.
           ensemble: workdirs of other runs with the same vocabulary: the mean of the models'
             probabilities decides.
           checkpoint: "best", "last", or the number of a step.
           average: 1, or the number of last checkpoints whose parameters are averaged
-            (section 6.1), whatever `checkpoint` says.
+            (section 6.1).
 
         Raises:
           FileNotFoundError, ValueError: no run there, no checkpoint in it, or no sound one.
         """
-        runs = [load_run(folder, checkpoint, average) for folder in (workdir, *ensemble)]
+        if average > 1 and checkpoint != "best":
+            raise ValueError(
+                f"checkpoint={checkpoint} and average={average} do not go together: the last "
+                f"{average} are averaged"
+            )
+        several = isinstance(workdir, list | tuple)
+        folders = [*(workdir if several else [workdir]), *ensemble]
+        folders = _checked("workdir", folders, str | os.PathLike, "the name of a folder")
+        if not folders:
+            raise ValueError("workdir names no folder")
+        runs = [load_run(folder, str(checkpoint), average) for folder in folders]
         config, vocabulary, _, _ = runs[0]
-        for folder, (_, other, _, _) in zip(ensemble, runs[1:]):
+        for folder, (_, other, _, _) in zip(folders[1:], runs[1:]):
             if other.fingerprint() != vocabulary.fingerprint():
                 raise ValueError(
-                    f"{folder} has another vocabulary than {workdir}: models of an ensemble must "
-                    "share one"
+                    f"{folder} has another vocabulary than {folders[0]}: models of an ensemble "
+                    "must share one"
                 )
         graphdefs, params = zip(*(run[2:] for run in runs))
         return cls(Models(graphdefs, tuple(map(replicate, params))), vocabulary, config)
 
+    @takes_options
     def translate(
         self,
-        lines: Sequence[str],
+        lines: str | Iterable[str],
         *,
-        prefixes: Sequence[str] = (),
-        limits: Sequence[int] = (),
+        prefixes: str | Iterable[str] = "",
+        limits: Iterable[int] = (),
         on_progress: Callable[[int], None] = lambda sentences: None,
         **options: Any,
-    ) -> list[Translation]:
-        """The translation of each line, in order; an empty line gives an empty text.
+    ) -> Translation | list[Translation]:
+        """The translation of each line, in order, or of the only one.
 
         Args:
-          lines: text without line ends.
-          prefixes: beginnings that the translations must have, one a line, or none.
+          lines: texts without line ends, or one text; of an empty one it is empty.
+          prefixes: beginnings that the translations must have, one a line, or one for all.
           limits: further limits of the translations' tokens, one a line, or none.
           on_progress: called with the number of lines finished since its last call.
           **options: of `SearchOptions`.
         """
-        translations: list[Any] = [None] * len(lines)
-        for index, translation in self.stream(lines, prefixes=prefixes, limits=limits, **options):
-            translations[index] = translation
+        found = {}
+        texts = [lines] if isinstance(lines, str) else lines
+        stream = self.stream(texts, prefixes=prefixes, limits=limits, **options)
+        for index, translation in stream:
+            found[index] = translation
             on_progress(1)
-        return translations
+        return found[0] if isinstance(lines, str) else [found[i] for i in range(len(found))]
 
+    @takes_options
     def stream(
         self,
-        lines: Sequence[str],
+        lines: Iterable[str],
         *,
-        prefixes: Sequence[str] = (),
-        limits: Sequence[int] = (),
+        prefixes: str | Iterable[str] = "",
+        limits: Iterable[int] = (),
+        on_bad_prefix: Callable[[int, ValueError], None] | None = None,
         **options: Any,
     ) -> Iterator[tuple[int, Translation]]:
-        """As `translate`, but each translation with its line's number as soon as it is found.
+        """As `translate`, but each translation with its line's index as soon as it is found.
 
         Args:
           lines, prefixes, limits, options: as `translate` takes them.
+          on_bad_prefix: called with a line's index and what is wrong with its prefix, where its
+            translation is left empty; None = an error.
         """
         search = self.options(**options)
+        lines = _checked("lines", lines)
+        if isinstance(prefixes, str):
+            prefixes = [prefixes] * len(lines)
+        prefixes = _checked("prefixes", prefixes)
+        limits = _checked("limits", limits, int | np.integer, "a number")
         for name, each in (("prefixes", prefixes), ("limits", limits)):
             if each and len(each) != len(lines):
                 raise ValueError(f"there are {len(each)} {name} for {len(lines)} lines")
-        ids = self.vocabulary.encode_sources(lines)
-        forced_ids = [self.prefix_ids(text, search.max_length) for text in prefixes]
+        ids = self.vocabulary.encode_sources(map(_blank_as_empty, lines))
         numbers, sentences = [], []
-        for index, (source, prefix) in enumerate(
-            zip(ids, forced_ids or [[]] * len(ids), strict=True)
-        ):
-            if len(source) == 1:  # no text
-                empty = [Hypothesis("", 0.0, 0.0)] * search.n_best
-                yield index, Translation(empty, truncated=False)
+        empty = Translation([Hypothesis("", 0.0, 0.0)] * search.n_best, truncated=False)
+        for index, source in enumerate(ids):
+            prefix, limit = prefixes[index] if prefixes else "", limits[index] if limits else None
+            try:
+                sentence = self._sentence(source, prefix, limit, search)
+            except ValueError as error:
+                if on_bad_prefix is None:
+                    raise ValueError(f"prefixes[{index}]: {error}") from None
+                on_bad_prefix(index, error)
+                sentence = None
+            if sentence is None:
+                yield index, empty
                 continue
-            cut = _cut(source, search.max_length)
-            limit, least = search.limit(len(cut), len(prefix)), search.least(len(cut))
-            if limits:
-                limit = max(min(limit, limits[index]), least)
-            if len(prefix) >= limit:
-                raise ValueError(
-                    f"the prefix {_shown(prefixes[index])} has {len(prefix)} tokens, which leaves "
-                    f"no room in the limit of {limit} for {_shown(lines[index])}"
-                )
-            seed = zlib.crc32(np.array(source, np.int32).tobytes(), search.seed)
             numbers.append(index)
-            sentences.append(Sentence(cut, limit, least, prefix, seed))
+            sentences.append(sentence)
         found = engine.translate(
             self.models,
             sentences,
@@ -203,8 +230,29 @@ class Translator:
         for number, hypotheses in found:
             index = numbers[number]
             truncated = len(ids[index]) > search.max_length
-            yield index, Translation(self._texts(hypotheses), truncated)
+            unknown = sentences[number].source.count(UNK)
+            yield index, Translation(self._texts(hypotheses), truncated, unknown)
 
+    def _sentence(
+        self, source: list[int], prefix: str, most: int | None, search: SearchOptions
+    ) -> Sentence | None:
+        """What the engine is asked, None without text; ValueError on a prefix that cannot be."""
+        prefix_ids = self.prefix_ids(prefix, search.max_length) if prefix else []
+        if len(source) == 1:
+            return None
+        cut = _cut(source, search.max_length)
+        limit, least = search.limit(len(cut), len(prefix_ids)), search.least(len(cut))
+        if most is not None:
+            limit = max(min(limit, most), least)
+        if len(prefix_ids) >= limit:
+            raise ValueError(
+                f"the prefix {_shown(prefix)} has {len(prefix_ids)} tokens, which leaves no room "
+                f"in the limit of {limit} for a line of {len(cut)} tokens"
+            )
+        seed = zlib.crc32(np.array(source, np.int32).tobytes(), search.seed)
+        return Sentence(cut, limit, least, prefix_ids, seed)
+
+    @takes_options
     def options(self, **options: Any) -> SearchOptions:
         """The options, with the run's config filled in; ValueError on what cannot be."""
         search = SearchOptions(**options).resolved(self.config.decoding)
@@ -212,6 +260,7 @@ class Translator:
             self.check_attention()
         return search
 
+    @takes_options
     def check(
         self, *, prefix: str = "", align: dict[str, Any] | None = None, **options: Any
     ) -> None:
@@ -220,12 +269,23 @@ class Translator:
         if align is not None:
             self.check_attention(align.get("layer"), align.get("head"))
 
-    def score(self, pairs: Sequence[tuple[str, str]], **options: Any) -> list[Score]:
-        """Log-probabilities of given translations: of each (source, target) pair.
+    @takes_options
+    def score(
+        self, pairs: tuple[str, str] | Iterable[tuple[str, str]], **options: Any
+    ) -> Score | list[Score]:
+        """Log-probabilities of given translations: of each (source, target) pair, or of one.
 
         Sides of more than `max_length` tokens are cut.
         """
+        if isinstance(pairs, tuple) and len(pairs) == 2 and isinstance(pairs[0], str):
+            return self.score([pairs], **options)[0]
         search = self.options(**options)
+        pairs = _checked("pairs", pairs, list | tuple, "a pair (source, target) of texts")
+        for index, pair in enumerate(pairs):
+            if len(pair) != 2:
+                raise TypeError(f"pairs[{index}] has {len(pair)} items; expected source and target")
+            _check(f"pairs[{index}][0]", pair[0], str, "text")
+            _check(f"pairs[{index}][1]", pair[1], *_TARGET)
         ids, truncated = self._encoded_pairs(pairs, search.max_length)
         scores: list[Any] = [None] * len(pairs)
         for index, result in forced(self.models, ids, rows=search.rows, longest=search.max_length):
@@ -234,30 +294,38 @@ class Translator:
                 result.log_probs.tolist(),
                 float(result.log_probs.sum(dtype=np.float64)),
                 truncated[index],
+                sum(side.count(UNK) for side in ids[index]),
             )
         return scores
 
+    @takes_options
     def align(
         self,
-        sources: Sequence[str],
-        targets: Sequence[str | Hypothesis],
+        sources: str | Iterable[str],
+        targets: str | Hypothesis | Iterable[str | Hypothesis],
         *,
         layer: int | None = None,
         head: int | None = None,
         skip: int = 0,
         **options: Any,
-    ) -> list[Alignment]:
-        """The word alignment of each source with its target, by cross attention.
+    ) -> Alignment | list[Alignment]:
+        """The word alignment of each source with its target, or of one, by cross attention.
 
         Args:
-          sources: text.
-          targets: text, or hypotheses of the sources.
+          sources: texts, or one text.
+          targets: texts, or hypotheses of the sources; or one.
           layer, head: of the cross attention, from 0; None = the mean of all.
           skip: words in front of each source that are left out, such as a language's tag.
         """
+        if isinstance(sources, str) and isinstance(targets, str | Hypothesis):
+            options |= {"layer": layer, "head": head, "skip": skip}
+            return self.align([sources], [targets], **options)[0]
         search = self.options(**options)
         self.check_attention(layer, head)
-        ids, _ = self._encoded_pairs(list(zip(sources, targets, strict=True)), search.max_length)
+        sources, targets = _checked("sources", sources), _checked("targets", targets, *_TARGET)
+        if len(sources) != len(targets):
+            raise ValueError(f"there are {len(targets)} targets for {len(sources)} sources")
+        ids, _ = self._encoded_pairs(list(zip(sources, targets)), search.max_length)
         alignments: list[Any] = [None] * len(ids)
         for index, result in forced(
             self.models,
@@ -270,6 +338,7 @@ class Translator:
             alignments[index] = alignment.align(self.vocabulary, *ids[index], cross_TS, skip)
         return alignments
 
+    @takes_options
     def attention(
         self, source: str, target: str | Hypothesis | None = None, **options: Any
     ) -> Attention:
@@ -280,8 +349,10 @@ class Translator:
         """
         search = self.options(**options)
         self.check_attention()
+        _check("source", source, str, "text")
         if target is None:
-            target = self.translate([source], **options)[0].hypotheses[0]
+            target = self.translate(source, **options).hypotheses[0]
+        _check("target", target, *_TARGET)
         ids, (truncated,) = self._encoded_pairs([(source, target)], search.max_length)
         if truncated:
             raise ValueError(
@@ -318,8 +389,9 @@ class Translator:
 
     def _encoded_pairs(self, pairs: Sequence[tuple[str, str | Hypothesis]], max_length: int):
         """Ids of both sides, cut; and whether they were."""
-        sources = self.vocabulary.encode_sources([source for source, _ in pairs])
-        targets = self.vocabulary.encode([t if isinstance(t, str) else "" for _, t in pairs])
+        sources = self.vocabulary.encode_sources(_blank_as_empty(source) for source, _ in pairs)
+        texts = (target if isinstance(target, str) else "" for _, target in pairs)
+        targets = self.vocabulary.encode(map(_blank_as_empty, texts))
         for index, (_, target) in enumerate(pairs):
             if isinstance(target, Hypothesis):
                 targets[index] = [*target.ids, EOS]
@@ -344,6 +416,32 @@ class Translator:
                 raise ValueError(
                     f"there is no attention {name} {number}: they are 0 to {count - 1}"
                 )
+
+
+_TARGET = str | Hypothesis, "text or a Hypothesis"
+
+
+def _check(name: str, value: Any, kind: Any, expected: str) -> None:
+    """TypeError, in one sentence, where an argument is not of a kind."""
+    if not isinstance(value, kind):
+        what = f"{reprlib.repr(value)} ({type(value).__name__})"
+        raise TypeError(f"{name} is {what}; expected {expected}")
+
+
+def _checked(name: str, values: Any, kind: Any = str, expected: str = "text") -> list[Any]:
+    """The items of an iterable, each of a kind; TypeError says which is not."""
+    # Those of a text are letters, and those of a dict or set in no order of the user's.
+    no_list = isinstance(values, str | bytes | dict | set)
+    _check(name, values, () if no_list else Iterable, f"an iterable, such as a list, of {expected}")
+    values = list(values)
+    for index, value in enumerate(values):
+        _check(f"{name}[{index}]", value, kind, expected)
+    return values
+
+
+def _blank_as_empty(text: str) -> str:
+    """A text, but none of white space alone, which is tokens to some vocabularies."""
+    return text if text.strip() else ""
 
 
 def _shown(text: str) -> str:

@@ -5,12 +5,14 @@ parameter's path to its array, and `run`, JSON: the step, the state of evaluatio
 checksum of each array item, because Orbax restores flipped bytes without a word.
 """
 
+import contextlib
 import json
 import logging
 import os
 import pathlib
 import shutil
 import zlib
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -28,6 +30,18 @@ CONFIG_FILE, VOCABULARY_FILE, FOLDER = "config.json", "vocabulary.model", "check
 logger = logging.getLogger(__name__)
 
 _ITEMS = ("params", "optimizer", "run")
+
+
+@contextlib.contextmanager
+def quiet_orbax() -> Iterator[None]:
+    """Only errors of Orbax are told: it warns of what is meant, reading only and no score."""
+    absl = logging.getLogger("absl")
+    level = absl.level
+    absl.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        absl.setLevel(level)
 
 
 def flatten(tree: Any) -> dict[str, np.ndarray]:
@@ -222,6 +236,7 @@ def abstract_model(config: Config, vocab_size: int) -> tuple[nnx.GraphDef, Any]:
     return nnx.split(nnx.eval_shape(lambda: build(config.model, vocab_size, rngs=nnx.Rngs(0))))
 
 
+@quiet_orbax()
 def load_run(
     workdir: str | os.PathLike, checkpoint: str = "best", average: int = 1
 ) -> tuple[Config, Vocabulary, nnx.GraphDef, Any]:

@@ -10,7 +10,8 @@ import pathlib
 import sys
 import time
 from collections.abc import Iterator
-from typing import Any
+from signal import Signals
+from typing import Any, NamedTuple
 
 import jax
 from tqdm import tqdm
@@ -20,6 +21,7 @@ from transformer_jax.config import Config
 from transformer_jax.data.corpus import parse_corpora
 from transformer_jax.decoding.translator import Translator
 from transformer_jax.evaluation import score_translator, summary
+from transformer_jax.training.checkpoint import quiet_orbax
 from transformer_jax.training.interrupt import Interrupt, Interrupted
 from transformer_jax.training.metrics import report_line
 from transformer_jax.training.trainer import Trainer
@@ -30,10 +32,37 @@ TEST_FILE = "test.json"
 _SAMPLES = 5  # translations shown beside their references at the end
 
 
+class TrainingResult(NamedTuple):
+    """What a training has come to.
+
+    Attributes:
+      workdir: of the run.
+      step: the last.
+      signal: that stopped it, or None at the end.
+      scores: of the test corpus, or None where none was scored.
+    """
+
+    workdir: pathlib.Path
+    step: int
+    signal: Signals | None = None
+    scores: dict[str, Any] | None = None
+
+    @property
+    def status(self) -> int:
+        """The exit status of a command: 0 at the end, 128 + its number after a signal."""
+        return 128 + self.signal if self.signal else 0
+
+    def translator(self, **options: Any) -> Translator:
+        """The model, as `Translator.from_workdir` loads it."""
+        return Translator.from_workdir(self.workdir, **options)
+
+
 def train(
     config: Config, workdir: str | os.PathLike, profile_steps: tuple[int, int] | None = None
-) -> int:
+) -> TrainingResult:
     """Trains until the config's last step, going on where an earlier call stopped.
+
+    Where nobody has configured logging, reports go to stderr meanwhile.
 
     Args:
       config: of the run.
@@ -41,12 +70,16 @@ def train(
       profile_steps: first and last step, from 1, of a `jax.profiler` trace in
         workdir/profile; in between nothing is evaluated or saved.
 
-    Returns:
-      The exit status: 0 at the end, 128 + its number after a signal.
-
     Raises:
       ValueError, OSError: what the user can mend, in one sentence.
     """
+    with _reports():
+        return _train(config, pathlib.Path(workdir), profile_steps)
+
+
+def _train(
+    config: Config, workdir: pathlib.Path, profile_steps: tuple[int, int] | None
+) -> TrainingResult:
     start = time.monotonic()
     trainer = Trainer(config, workdir)
     with Interrupt() as interrupt:
@@ -60,15 +93,31 @@ def train(
                 interrupt.signal.name,
                 step,
             )
-            return 128 + interrupt.signal
+            return TrainingResult(workdir, step, interrupt.signal)
     logger.info("trained to step %d in %.0f s", step, time.monotonic() - start)
-    if config.data.test:
-        _test(config, pathlib.Path(workdir))
-    print(
-        f"To translate: python decode.py --workdir={workdir} < FILE   (a sentence a line)",
-        flush=True,
-    )
-    return 0
+    scores = _test(config, workdir) if config.data.test else None
+    return TrainingResult(workdir, step, None, scores)
+
+
+@contextlib.contextmanager
+def _reports() -> Iterator[None]:
+    """Shows what we log where nobody has configured logging, as in a notebook."""
+    root, package = logging.getLogger(), logging.getLogger("transformer_jax")
+    formats = [getattr(handler.formatter, "_fmt", None) for handler in root.handlers]
+    # absl, which Orbax logs with, calls basicConfig() for whoever has not: that is nobody's wish.
+    chosen = root.level != logging.WARNING or any(fmt != logging.BASIC_FORMAT for fmt in formats)
+    with quiet_orbax():
+        if chosen or package.handlers or package.level:
+            yield
+            return
+        # The root's, which the progress bar redirects.
+        before, root.handlers = root.handlers, [logging.StreamHandler()]
+        package.setLevel(logging.INFO)
+        try:
+            yield
+        finally:
+            root.handlers = before
+            package.setLevel(logging.NOTSET)
 
 
 def run_to_end(
@@ -137,7 +186,7 @@ def _show(bar: tqdm, smoothed: bool, step: int, report: dict[str, float]) -> Non
     bar.set_postfix_str(f"loss {report['loss']:.3f}", refresh=False)
 
 
-def _test(config: Config, workdir: pathlib.Path) -> None:
+def _test(config: Config, workdir: pathlib.Path) -> dict[str, Any]:
     """Scores the best checkpoint on the test corpus; keeps the scores and shows samples."""
     data = config.data
     languages = data.source_language, data.target_language
@@ -155,7 +204,8 @@ def _test(config: Config, workdir: pathlib.Path) -> None:
         languages = f"{part['source_language']}-{part['target_language']}"
         print(f"{part['name']}, {languages}: {_quality(part)}")
         name = f"mean of {len(corpora)} corpora"
-    print(f"{name}: {_quality(scores)} ({scores['seconds']:.0f} s)")
+    print(f"{name}: {_quality(scores)} ({scores['seconds']:.0f} s)", flush=True)
+    return scores
 
 
 def _quality(scores: dict[str, Any]) -> str:
