@@ -83,6 +83,25 @@ def test_invalid_utf8_is_told_with_file_and_line(tmp_path):
     assert f"{tmp_path / 'c.de'}, line 3: not valid UTF-8" in error_of(f"text:{tmp_path / 'c'}")
 
 
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"gut\nsehr\0gut\n", "line 2: not valid UTF-8 (NUL character)"),
+        ("gut\nschön\n".encode("utf-16"), "line 1: not valid UTF-8 (invalid start byte; UTF-16?)"),
+        ("나나나\n".encode("utf-16-be"), "line 1: not valid UTF-8 (invalid start byte)"),
+        (b"\xfe\xff" + "gut\n".encode("utf-16-be"), "UTF-16?"),
+        ("gut\n".encode("utf-16-le"), "line 1: not valid UTF-8 (NUL character; UTF-16?)"),
+        ("gut\n".encode("utf-32"), "UTF-16?"),
+        (b"\0\0\xfe\xff" + "gut\n".encode("utf-32-be"), "UTF-16?"),
+    ],
+)
+def test_other_encodings_are_told_as_invalid_utf8_is(tmp_path, content, told):
+    write(tmp_path / "c.en", ENGLISH)
+    (tmp_path / "c.de").write_bytes(content)
+    assert f"{tmp_path / 'c.de'}, " in (error := error_of(f"text:{tmp_path / 'c'}"))
+    assert told in error
+
+
 @pytest.mark.parametrize("missing", ["en", "de"])
 def test_a_missing_file_is_named(tmp_path, missing):
     write(tmp_path / f"c.{'de' if missing == 'en' else 'en'}", ENGLISH)
@@ -216,11 +235,11 @@ def test_weights_are_of_all_corpora_or_of_none(names):
 
 
 def test_tags_are_of_each_corpus_target_and_not_on_sources_without_text(tmp_path):
-    write(tmp_path / "a.tsv", ["one\teins", " \tzwei", "\tdrei"])
+    write(tmp_path / "a.tsv", ["one\teins", " \tzwei", "\tdrei", "four\t\u3000\u00a0"])
     name = f"tsv:{tmp_path / 'a.tsv'}"
     pairs = list(read_corpus(f"{name},{name}@it-en", "en", "de", language_tags=True))
-    sources = ["<2de> one", " ", "", "<2en> one", " ", ""]
-    assert pairs == [Pair(*x) for x in zip(sources, ["eins", "zwei", "drei"] * 2)]
+    sources = ["<2de> one", "", "", "<2de> four", "<2en> one", "", "", "<2en> four"]
+    assert pairs == [Pair(*x) for x in zip(sources, ["eins", "zwei", "drei", ""] * 2)]
 
 
 def test_a_mixture_is_read_one_corpus_after_the_other(tmp_path):

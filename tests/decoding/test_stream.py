@@ -1,9 +1,12 @@
 """Lines in, lines out, with a translator that turns text into capitals."""
 
+import gzip
 import io
 import json
 import logging
+import lzma
 import os
+import pathlib
 import threading
 import time
 from typing import NamedTuple
@@ -11,6 +14,8 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
+from transformer_jax.data.corpus import open_text
+from transformer_jax.data.vocabulary import EOS, UNK
 from transformer_jax.decoding import stream
 from transformer_jax.decoding.alignment import Alignment
 from transformer_jax.decoding.stream import (
@@ -25,7 +30,15 @@ from transformer_jax.decoding.translator import Hypothesis, Score, Translation
 
 
 class Tags:
-    """A vocabulary that knows two tags, and characters."""
+    """A vocabulary that knows two tags, and characters but for x; or symbols."""
+
+    def __init__(self, symbols=False):
+        self.symbols = symbols
+
+    def encode(self, texts):
+        pieces = [[text] if self.symbols else text for text in texts]
+        space = [] if self.symbols else [4]
+        return [space + [UNK if "x" in p else 5 for p in each] + [EOS] for each in pieces]
 
     def has_piece(self, text: str) -> bool:
         return text in ("<2de>", "<2ko>")
@@ -35,33 +48,40 @@ class Tags:
 
 
 class Options(NamedTuple):
-    max_length: int = 100
+    n_best: int = 1
 
 
 class Capitals:
-    """Answers the last line of a group first; texts longer than `max_length` are truncated."""
+    """Answers the last line of a group first; texts longer than `max_length` are truncated.
 
-    def options(self, max_length=100, **_):
-        return Options(max_length)
+    Prefixes with a 9 cannot be, lines with a 3 have 3 hypotheses at most, and an x is unknown.
+    """
 
-    def prefix_ids(self, text, max_length):
-        if "9" in text:
-            raise ValueError(f"the vocabulary cannot spell the prefix {text!r}")
+    def options(self, n_best=1, **_):
+        return Options(n_best)
 
     def __init__(self):
         self.asked = []
 
-    def stream(self, lines, *, prefixes=(), n_best=1, max_length=100):
+    def stream(self, lines, *, prefixes="", on_bad_prefix=None, n_best=1, max_length=100):
         self.asked.append(list(lines))
+        prefixes = [prefixes] * len(lines) if isinstance(prefixes, str) else prefixes
         for index, line in reversed(list(enumerate(lines))):
-            text = (prefixes[index] if prefixes else "") + line.upper()
+            text = prefixes[index] + line.upper()
+            if "9" in prefixes[index]:
+                on_bad_prefix(index, ValueError(f"no prefix {prefixes[index]!r}"))
+                text = ""
             hypotheses = [
-                Hypothesis(text, 0.0 - n, 0.0 - 2 * n, tuple(map(ord, text))) for n in range(n_best)
+                Hypothesis(text, 0.0 - n, 0.0 - 2 * n, tuple(map(ord, text)))
+                for n in range(min(n_best, 3) if "3" in line else n_best)
             ]
-            yield index, Translation(hypotheses, len(line) > max_length)
+            yield index, Translation(hypotheses, len(line) > max_length, line.count("x"))
 
     def score(self, pairs, *, max_length=100):
-        return [Score(["a", "<eos>"], [-1.0, -0.5], -1.5, len(s) > max_length) for s, _ in pairs]
+        return [
+            Score(["a", "<eos>"], [-1.0, -0.5], -1.5, len(s) > max_length, f"{s}{t}".count("x"))
+            for s, t in pairs
+        ]
 
     def align(self, sources, targets, *, layer=None, head=None, **_):
         return [
@@ -76,9 +96,11 @@ def warnings(caplog):
     return lambda: [record.getMessage() for record in caplog.records]
 
 
-def translated(*groups, translator=None, as_json=False, scores=False, **options) -> bytes:
+def translated(
+    *groups, translator=None, as_json=False, scores=False, symbols=False, **options
+) -> bytes:
     output = io.BytesIO()
-    writer = Writer(output, Tags(), as_json=as_json, scores=scores)
+    writer = Writer(output, Tags(symbols), as_json=as_json, scores=scores)
     translate_lines(translator or Capitals(), groups, writer, name="in.txt", **options)
     return output.getvalue()
 
@@ -96,10 +118,10 @@ def pipe():
 
 
 def test_lines_of_a_file_lose_their_ends_and_nothing_else(tmp_path, warnings):
-    (tmp_path / "in").write_bytes(b"one\n two \t\r\n\n\xc3\xbc\na\0b\nlast")
+    (tmp_path / "in").write_bytes(b"one\n two \t\r\n\n\xc3\xbc\nlast")
     with open(tmp_path / "in", "rb") as file:
-        (group,) = arriving(file)
-    assert texts(*group) == ["one", " two \t", "", "ü", "a\0b", "last"]
+        (group,) = arriving(file, "in")
+    assert texts(*group) == ["one", " two \t", "", "ü", "last"]
     assert warnings() == []
 
 
@@ -107,7 +129,7 @@ def test_lines_of_a_file_lose_their_ends_and_nothing_else(tmp_path, warnings):
 def test_as_many_lines_as_there_are_ends_and_rests(tmp_path, content):
     (tmp_path / "in").write_bytes(content)
     with open(tmp_path / "in", "rb") as file:
-        lines = [line for group in arriving(file) for line in group]
+        lines = [line for group in arriving(file, "in") for line in group]
     assert lines == content.splitlines()
 
 
@@ -115,7 +137,7 @@ def test_a_long_file_comes_in_groups(tmp_path):
     lines = [b"%d" % number for number in range(100_000)]
     (tmp_path / "in").write_bytes(b"\n".join(lines))
     with open(tmp_path / "in", "rb") as file:
-        groups = list(arriving(file, most=1000))
+        groups = list(arriving(file, "in", most=1000))
     assert [line for group in groups for line in group] == lines
     # As many more as one read brings.
     assert all(1000 <= len(group) < 1000 + 2**16 for group in groups[:-1])
@@ -124,12 +146,31 @@ def test_a_long_file_comes_in_groups(tmp_path):
 def test_a_line_of_a_million_characters_is_one_line(tmp_path):
     (tmp_path / "in").write_bytes(b"a" * 1_000_000 + b"\nb\n")
     with open(tmp_path / "in", "rb") as file:
-        assert [line for group in arriving(file) for line in group] == [b"a" * 1_000_000, b"b"]
+        assert [line for group in arriving(file, "in") for line in group] == [
+            b"a" * 1_000_000,
+            b"b",
+        ]
+
+
+@pytest.mark.parametrize(("suffix", "opener"), [(".gz", gzip.open), (".xz", lzma.open)])
+def test_a_compressed_file_comes_in_groups_and_damage_is_told(tmp_path, suffix, opener):
+    lines = [b"%d" % (number * number) for number in range(20_000)]
+    path = str(tmp_path / f"in{suffix}")
+    with opener(path, "wb") as file:
+        file.write(b"\xef\xbb\xbf" + b"\r\n".join(lines))
+    with open_text(path) as file:
+        groups = list(arriving(file, path, most=1000))
+    assert {len(group) for group in groups} == {1000}
+    assert texts(*[line for group in groups for line in group]) == [x.decode() for x in lines]
+    content = pathlib.Path(path).read_bytes()
+    pathlib.Path(path).write_bytes(content[:-2000])
+    with open_text(path) as file, pytest.raises(ValueError, match=r" is damaged after line \d{4}"):
+        list(arriving(file, path, most=1000))
 
 
 def test_a_pipe_is_not_waited_for_once_a_line_is_there(pipe):
     reader, writer = pipe
-    groups = arriving(reader)
+    groups = arriving(reader, "in")
     writer.write(b"one\ntwo\nhal")
     assert next(groups) == [b"one", b"two"]
     writer.write(b"f\n")
@@ -150,7 +191,7 @@ def test_a_pipe_that_never_rests_is_answered_all_the_same(pipe):
 
     thread = threading.Thread(target=write)
     thread.start()
-    group = next(arriving(reader))
+    group = next(arriving(reader, "in"))
     stopping.set()
     thread.join()
     assert 1 < len(group) < stream.MOST and set(group) == {b"line"}
@@ -159,6 +200,22 @@ def test_a_pipe_that_never_rests_is_answered_all_the_same(pipe):
 def test_invalid_utf8_is_replaced_and_told_with_its_line(warnings):
     assert texts(b"a", b"b\xffc", b"d") == ["a", "b\ufffdc", "d"]
     assert warnings() == ["in.txt, line 2: not valid UTF-8 (invalid start byte); replaced"]
+
+
+def test_other_encodings_and_nuls_are_told_as_invalid_utf8_is(warnings):
+    assert texts(b"ab\0cd", b"\0b\0\r", b"c") == ["ab\ufffdcd", "\ufffdb\ufffd", "c"]
+    assert texts(*"hé\nb".encode("utf-16").split(b"\n"))[1] == "\ufffdb\ufffd"
+    assert warnings() == [
+        "in.txt, line 1: not valid UTF-8 (NUL character); replaced",
+        "in.txt, line 2: not valid UTF-8 (NUL character; UTF-16?); replaced",
+        "in.txt, line 1: not valid UTF-8 (invalid start byte; UTF-16?); replaced",
+        "in.txt, line 2: not valid UTF-8 (NUL character; UTF-16?); replaced",
+    ]
+
+
+def test_a_byte_order_mark_is_no_text_at_the_beginning_alone(warnings):
+    assert texts(b"\xef\xbb\xbfa", b"\xef\xbb\xbfb") == ["a", "\ufeffb"]
+    assert warnings() == []
 
 
 def test_one_line_out_for_each_line_in_over_groups():
@@ -183,12 +240,25 @@ def test_n_best_lists_follow_each_other_with_scores():
     assert len(scored) == 4
 
 
+@pytest.mark.parametrize(
+    ("options", "missing"),
+    [({}, ""), ({"scores": True}, "-inf\t-inf\t"), ({"align": {}}, " ||| ")],
+)
+def test_n_best_lists_are_as_long_as_asked_for(options, missing):
+    lines = translated(["a", "3"], ["b"], n_best=4, **options).decode().splitlines()
+    assert len(lines) == 12 and lines[7] == missing
+    assert [i for i, line in enumerate(lines) if line == missing] == [7]
+    read = translated(["3"], n_best=4, as_json=True)
+    assert len(json.loads(read)["hypotheses"]) == 3
+
+
 def test_json_has_everything_of_a_line():
     lines = translated(["a", "ü"], n_best=2, as_json=True, align={"layer": 3}).splitlines()
     assert len(lines) == 2 and "Ü".encode() in lines[1]
     assert json.loads(lines[0]) == {
         "source": "a",
         "truncated": False,
+        "unknown": 0,
         "hypotheses": [
             {
                 "text": "A",
@@ -222,7 +292,14 @@ def test_prefixes_go_with_their_lines_over_groups(warnings):
 
 def test_a_bad_prefix_harms_its_own_line_alone(warnings):
     assert translated(["a", "b", "c"], prefixes=iter("x9z")) == b"xA\n\nzC\n"
-    assert warnings() == ["in.txt, line 2: the vocabulary cannot spell the prefix '9'; left out"]
+    assert warnings() == ["in.txt, line 2: no prefix '9'; left out"]
+    aligned = translated(["a", "b"], prefixes=iter("x9"), align={}, as_json=True).splitlines()
+    assert [json.loads(line)["source"] for line in aligned] == ["a", "b"]
+
+
+def test_one_prefix_is_of_all_lines_over_groups(warnings):
+    assert translated(["a", "b"], ["c"], prefixes="x") == b"xA\nxB\nxC\n"
+    assert warnings() == []
 
 
 def test_lines_before_one_without_a_prefix_are_written():
@@ -301,6 +378,21 @@ def test_a_line_without_a_tab_harms_no_other(warnings, as_json):
         {"source": "e", "error": error} if as_json else ""
     )
     assert warnings() == [f"in.txt, line 3: {error}; left out"]
+
+
+@pytest.mark.parametrize(("symbols", "told"), [(False, "'x'"), (True, "'bxx', 'yx'")])
+def test_what_the_vocabulary_does_not_know_is_counted_and_told_once(warnings, symbols, told):
+    groups = ["a"], ["c", "bxx 5 yx bxx", "x"], ["x"]
+    lines = translated(*groups, as_json=True, symbols=symbols).splitlines()
+    assert [json.loads(line)["unknown"] for line in lines] == [0, 0, 5, 1, 1]
+    writer = Writer(output := io.BytesIO(), Tags(symbols), as_json=True)
+    pairs = [("a", "b")], [("bxx", "yx"), ("x", "x")]
+    score_pairs(Capitals(), pairs, writer, name="pairs")
+    assert [json.loads(line)["unknown"] for line in output.getvalue().splitlines()] == [0, 3, 2]
+    assert warnings() == [
+        f"{place}: the vocabulary does not know {told}, read as unknown; further lines are not told"
+        for place in ("in.txt, line 3", "pairs, line 2")
+    ]
 
 
 def test_lines_with_text_get_the_tag_of_a_language(warnings):

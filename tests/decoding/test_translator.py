@@ -215,7 +215,7 @@ def test_progress_counts_every_line_once(translator):
         ({"limits": [5, 6]}, "there are 2 limits for 1 lines"),
         (
             {"prefixes": ["seven two one"], "max_length_ratio": 1.0},
-            "the prefix 'seven two one' has .* no room in the limit of . for 'a'",
+            r"^prefixes\[0\]: the prefix 'seven two one' has 5 tokens, .* the limit of 3",
         ),
         ({"prefixes": ["\u4e00"]}, "the vocabulary cannot spell the prefix '\u4e00'"),
         ({"prefixes": ["seven " * 99]}, "has .* tokens, which leaves no room in max_length=64"),
