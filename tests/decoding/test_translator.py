@@ -1,6 +1,7 @@
 """Text in, text out, with a small model of random weights: its translations differ in all."""
 
 import dataclasses
+import inspect
 import itertools
 import re
 
@@ -81,6 +82,105 @@ def test_empty_and_blank_lines_give_empty_texts(translator):
         assert not any(each.truncated for each in found)
     assert translator.translate([]) == []
     assert len(translator.translate([""], n_best=3)[0].hypotheses) == 3
+
+
+def test_one_text_gives_one_translation_and_an_iterable_a_list(translator, translations):
+    assert translator.translate(LINES[0]) == translations[0]
+    assert translator.translate("") == translations[2]
+    for lines in (tuple(LINES[:3]), iter(LINES[:3]), np.array(LINES[:3])):
+        assert translator.translate(lines) == translations[:3]
+    one = translator.translate("seven", prefixes="two")
+    assert one == translator.translate(["seven"], prefixes=["two"])[0]
+    pair = "seven", "two"
+    assert translator.score(pair) == translator.score([list(pair)])[0]
+    assert translator.score((pair, pair)) == translator.score(iter([pair, pair]))
+    best = translations[0].hypotheses[0]
+    assert translator.score(("seven", best)).log_prob == pytest.approx(best.log_prob, abs=1e-3)
+    for target in ("two", best):
+        (listed,) = translator.align(iter(["seven"]), [target], head=1)
+        found = translator.align("seven", target, head=1)
+        assert found.links == listed.links and (found.weights == listed.weights).all()
+
+
+@pytest.mark.parametrize(
+    ("method", "arguments", "told"),
+    [
+        ("translate", (None,), "lines is None (NoneType); expected an iterable, such as a list"),
+        ("translate", ({"a": 1},), "lines is {'a': 1} (dict); expected an iterable, such as a "),
+        ("translate", (b"a",), "lines is b'a' (bytes); expected an iterable, such as a list, of t"),
+        ("translate", ({"a"},), "lines is {'a'} (set); expected an iterable, such as a list, of "),
+        ("translate", ([None],), "lines[0] is None (NoneType); expected text"),
+        ("translate", (["a", 3],), "lines[1] is 3 (int); expected text"),
+        ("score", (None,), "pairs is None (NoneType); expected an iterable, such as a list, of a"),
+        ("score", ("ab",), "pairs is 'ab' (str); expected an iterable, such as a list, of a pair"),
+        ("score", (["a", "b"],), "pairs[0] is 'a' (str); expected a pair (source, target)"),
+        ("score", ([("a", "b"), ("a",)],), "pairs[1] has 1 items; expected source and target"),
+        ("score", ([("a", None)],), "pairs[0][1] is None (NoneType); expected text or a Hypo"),
+        ("score", (("a", 3),), "pairs[0][1] is 3 (int); expected text or a Hypothesis"),
+        ("align", ("a", ["b"]), "sources is 'a' (str); expected an iterable, such as a list, of t"),
+        ("align", (["a"], ["b", 3]), "targets[1] is 3 (int); expected text or a Hypothesis"),
+        ("attention", (["a"],), "source is ['a'] (list); expected text"),
+        ("attention", ("a", 3), "target is 3 (int); expected text or a Hypothesis"),
+    ],
+)
+def test_what_is_no_text_is_told_by_argument_and_index(translator, method, arguments, told):
+    with pytest.raises(TypeError, match="^" + re.escape(told)):
+        getattr(translator, method)(*arguments)
+
+
+def test_as_many_targets_as_sources_are_aligned(translator):
+    with pytest.raises(ValueError, match="there are 2 targets for 1 sources"):
+        translator.align(["a"], ["b", "c"])
+
+
+def test_options_are_shown_and_the_nearest_is_named(translator):
+    options = {field.name: field.default for field in dataclasses.fields(SearchOptions)}
+    for name in ("translate", "stream", "options", "check", "score", "align", "attention"):
+        parameters = inspect.signature(getattr(translator, name)).parameters
+        assert {n: parameters[n].default for n in options} == options
+        assert all(p.kind is not p.VAR_KEYWORD for p in parameters.values())
+        assert parameters["beam_size"].annotation is int
+    for wrong, near in (("beam", "beam_size"), ("nbest", "n_best"), ("prefix", "prefixes")):
+        with pytest.raises(
+            TypeError, match=f"^there is no option {wrong}; did you mean {near}\\?$"
+        ):
+            translator.translate("a", **{wrong: 4})
+    with pytest.raises(TypeError, match="^there is no option colour$"):
+        translator.score(("a", "b"), colour=1)
+
+
+@pytest.mark.parametrize("kind", ["bytes", "symbols", "unigram"])
+def test_white_space_is_no_text_to_any_vocabulary(translator, kind):
+    vocabulary = Vocabulary.train([PAIRS], 300 if kind == "bytes" else 100, kind)
+    config = translator.config
+    graphdef, params = nnx.split(Transformer(config.model, len(vocabulary), rngs=nnx.Rngs(0)))
+    own = Translator(Models((graphdef,), (replicate(params),)), vocabulary, config)
+    spaces = ["", "   ", "\t", "\u3000 \u2003", "\xa0"]
+    first, *others = own.translate(spaces)
+    assert first.text == "" and others == [first] * 4
+    assert own.translate(["seven"], prefixes="  ") == own.translate(["seven"])
+    scores = own.score([(text, text) for text in spaces])
+    assert len(scores[0].log_probs) == 1 and scores == [scores[0]] * 5
+
+
+def test_unknown_tokens_are_counted(translator):
+    found = translator.translate(["seven", "\u4e00 seven \u4e00", "", "\u4e00"])
+    assert [each.unknown for each in found] == [0, 2, 0, 1]
+    long = translator.translate("seven " * 30 + "\u4e00", max_length=8)
+    assert long.truncated and long.unknown == 0
+    assert translator.score(("\u4e00 seven", "\u4e00 \u4e00")).unknown == 3
+
+
+def test_a_bad_prefix_is_told_with_its_index_or_given_to_who_asked(translator):
+    prefixes = ["two", "\u4e00", "two " * 6, ""]
+    with pytest.raises(ValueError, match=r"^prefixes\[1\]: the vocabulary cannot spell"):
+        translator.translate(["seven"] * 4, prefixes=prefixes)
+    told = {}
+    options = {"max_length_ratio": 2.0, "n_best": 2, "prefixes": prefixes}
+    found = dict(translator.stream(["seven"] * 4, on_bad_prefix=told.__setitem__, **options))
+    assert sorted(found) == [0, 1, 2, 3] and sorted(told) == [1, 2]
+    assert [h.text for i in told for h in found[i].hypotheses] == [""] * 4
+    assert "no room in the limit of " in str(told[2])
 
 
 def test_only_the_number_of_rows_is_shown_in_the_last_digits(translator, translations):
