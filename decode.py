@@ -90,6 +90,7 @@ flags.register_validator("workdir", all, "the name of a folder was wanted")
 
 
 def main(_) -> None:
+    _check_flags()
     from transformer_jax.data.corpus import open_text, parse_corpora, raw_lines
     from transformer_jax.decoding.attention_lines import AttentionLines, check_page
     from transformer_jax.decoding.stream import (
@@ -105,7 +106,6 @@ def main(_) -> None:
     from transformer_jax.decoding.translator import Translator
     from transformer_jax.evaluation import score_translator
 
-    _check_flags()
     # Those of SearchOptions, which says what they mean and what goes together.
     options = {flag.name: flag.value for flag in _READING + _SEARCH if flag.value is not None}
     with contextlib.ExitStack() as files:

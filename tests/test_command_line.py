@@ -5,6 +5,7 @@ import json
 import os
 import random
 import re
+import shlex
 import signal
 import sys
 import time
@@ -233,19 +234,29 @@ def test_a_stop_while_the_corpus_is_read_leaves_nothing_half_done(home, tmp_path
 
 def test_a_mixture_of_languages_with_tags(home):
     process = run_training(
-        home, home / "mixture", "--config.data.train=numbers:train@en-de,numbers:train@en-fr",
+        home, home / "a mixture", "--config.data.train=numbers:train@en-de,numbers:train@en-fr",
         "--config.data.valid=", "--config.data.language_tags", "--config.data.vocab_size=120",
     )  # fmt: skip
     assert process.returncode == 0, process.stderr
     for languages in ("en-de", "en-fr"):
         assert f"training corpus numbers:train, {languages}: 300 pairs, " in process.stderr
-    assert len(metrics(home / "mixture")[0]["epochs"]) == 2
-    vocabulary = Vocabulary.load(home / "mixture" / "vocabulary.model")
+    assert len(metrics(home / "a mixture")[0]["epochs"]) == 2
+    vocabulary = Vocabulary.load(home / "a mixture" / "vocabulary.model")
     pieces = vocabulary.pieces(vocabulary.encode(["<2de> seven", "<2fr> seven"])[0])
     assert pieces[0] == "\u2581<2de>"
-    assert (
-        run(home, "decode.py", f"--workdir={home / 'mixture'}", text="<2fr> one\n").returncode == 0
-    )
+    # What training ends with can be pasted, and the tag that a corpus gets is no word of its.
+    told = re.search(r"To translate: \S+ (.+) < FILE", process.stdout)
+    command = ["decode.py", f"--workdir={home / 'a mixture'}"]
+    assert shlex.split(told[1]) == command
+    assert run(home, *command, text="<2fr> one\n").returncode == 0
+    corpus = f"--corpus=text:{home / 'corpus'}"
+    decoded = run(home, *command, corpus, "--alignments", "--format=json", "--prefix=zwei")
+    assert decoded.returncode == 0, decoded.stderr
+    found = [json.loads(line) for line in decoded.stdout.splitlines()]
+    assert [each["source"] for each in found] == ["<2de> seven", "<2de> two hundred", "<2de> one"]
+    alignments = [each["hypotheses"][0]["alignment"] for each in found]
+    assert [a["source_words"] for a in alignments] == [["seven"], ["two", "hundred"], ["one"]]
+    assert {source for source, _ in alignments[0]["links"]} == {0}
 
 
 TYPHOONS = """

@@ -1,35 +1,62 @@
 """decode.py as a user runs it."""
 
+import gzip
 import json
+import lzma
 import os
 import re
+import shlex
 import shutil
 import signal
+import sys
 
 import pytest
-from commands import run, start
+from commands import ROOT, run, start
 from sentencepiece import sentencepiece_model_pb2
 
 from transformer_jax.data.vocabulary import Vocabulary
 
 
 def test_decoding_gives_a_line_for_each_line(trained, home):
-    process = run(home, "decode.py", f"--workdir={trained[0]}", text="seven\n\ntwo hundred one\n")
+    """By the command that training ends with."""
+    (command,) = re.findall(r"^To translate: (.+) < FILE   \(a s", trained[1].stdout, re.MULTILINE)
+    python, *command = shlex.split(command)
+    assert str(ROOT / python) == sys.executable
+    assert command == ["decode.py", f"--workdir={trained[0]}"]
+    process = run(home, *command, text="seven\n\ntwo hundred one\n")
     assert process.returncode == 0, process.stderr
     lines = process.stdout.split("\n")
     assert len(lines) == 4 and lines[1] == lines[3] == ""
 
 
-def decode(trained, home, *flags, text="seven\n\ntwo hundred one\n"):
+def decode(trained, home, *flags, text="seven\n\ntwo hundred one\n", told=None):
     process = run(home, "decode.py", f"--workdir={trained[0]}", *flags, text=text)
     assert process.returncode == 0, process.stderr
+    assert told is None or process.stderr == told
     return process.stdout.split("\n")[:-1]
+
+
+def test_compressed_lines_and_prefixes_are_read_like_a_corpus(trained, home, tmp_path):
+    """Too long a prefix leaves its own line alone empty."""
+    lines, prefixes = tmp_path / "in.gz", tmp_path / "prefixes.xz"
+    lines.write_bytes(gzip.compress("\ufeffseven\n\u3000\ntwo hundred one\nseven".encode()))
+    prefixes.write_bytes(lzma.compress(f"\ufeffein\n\n\n{'zwei' * 8}\n".encode()))
+    flags = [f"--input={lines}", f"--prefix_file={prefixes}", "--max_length_ratio=4", "--n_best=2"]
+    process = run(home, "decode.py", f"--workdir={trained[0]}", *flags)
+    assert process.returncode == 0, process.stderr
+    out = process.stdout.split("\n")
+    assert len(out) == 9 and all(text.startswith("ein") for text in out[:2])
+    assert out[2:4] == out[6:8] == ["", ""] and out[4]
+    (told,) = process.stderr.splitlines()
+    assert told.startswith(f"{lines}, line 4: the prefix 'zweizwei") and told.endswith("; left out")
 
 
 def test_json_lines_say_all_there_is(trained, home):
     flags = ["--format=json", "--n_best=2", "--alignments", "--prefix=ein"]
-    first, empty, third = map(json.loads, decode(trained, home, *flags))
+    text = "\ufeffseven\n\ntwo hundred one\n"
+    first, empty, third = map(json.loads, decode(trained, home, *flags, text=text, told=""))
     assert first["source"] == "seven" and len(first["hypotheses"]) == 2
+    assert [line["unknown"] for line in (first, empty, third)] == [0, 0, 0]
     best = third["hypotheses"][0]
     assert best["text"].startswith("ein") and best["score"] < 0 and best["tokens"]
     assert best["alignment"]["source_words"] == ["two", "hundred", "one"]
@@ -56,15 +83,23 @@ def test_a_page_of_attention_is_written_beside_the_translations(trained, home, t
     assert '"shape":[2,1,' in page.read_text(encoding="utf-8")
 
 
-def test_an_end_before_the_end_leaves_no_page(trained, home, tmp_path):
-    page = f"--attention_html={tmp_path / 'page.html'}"
-    with start(home, "decode.py", f"--workdir={trained[0]}", page) as process:
-        process.stdin.write("seven\n")
-        process.stdin.flush()
+@pytest.mark.parametrize(("end", "left"), [(signal.SIGINT, ["page.html"]), (signal.SIGTERM, [])])
+def test_ctrl_c_at_a_terminal_writes_the_page_of_what_is_translated(
+    trained, home, tmp_path, end, left
+):
+    page = tmp_path / "page.html"
+    command = ["decode.py", f"--workdir={trained[0]}", f"--attention_html={page}"]
+    terminal, stdin = os.openpty()
+    with start(home, *command, stdin=stdin) as process, open(terminal, "wb", buffering=0) as typed:
+        os.close(stdin)
+        assert process.stderr.readline() == "Waiting for lines to translate; Ctrl-D ends.\n"
+        typed.write(b"seven\n")
         assert process.stdout.readline()
-        process.send_signal(signal.SIGINT)
-        assert process.wait(60) == -signal.SIGINT
-    assert os.listdir(tmp_path) == []
+        process.send_signal(end)
+        assert process.wait(60) == 128 + end
+        assert "Traceback" not in process.stderr.read()
+    assert os.listdir(tmp_path) == left
+    assert not left or re.findall('"text":"([^"]*)"', page.read_text("utf-8")) == ["seven"]
 
 
 def test_an_ensemble_of_a_model_with_itself_is_that_model(trained, home):
@@ -87,9 +122,10 @@ def test_odd_lines_leave_the_others_as_they_were(trained, home):
     text = "\n".join(["seven", *odd, "two hundred one"])
     process = run(home, "decode.py", f"--workdir={trained[0]}", text=text)
     assert process.returncode == 0
-    assert process.stderr.splitlines() == [
-        "standard input, line 2: longer than max_length; its end was not read"
-    ]
+    nul, cut, unknown = process.stderr.splitlines()
+    assert nul == "standard input, line 3: not valid UTF-8 (NUL character); replaced"
+    assert cut == "standard input, line 2: longer than max_length; its end was not read"
+    assert re.match(r"standard input, line [35]: the vocabulary does not know '.'", unknown)
     lines = process.stdout.split("\n")
     assert len(lines) == 9 and lines[3] == ""
     plain = decode(trained, home)
@@ -128,7 +164,7 @@ def test_scores_are_one_json_line(trained, home):
     mixture = f"text:{home / 'corpus'},text:{home / 'corpus'}@de-en"
     process = run(
         home, "decode.py", f"--workdir={trained[0]}", f"--corpus={mixture}",
-        "--score", "--checkpoint=last", "--average=2",
+        "--score", "--average=2",
     )  # fmt: skip
     assert process.returncode == 0, process.stderr
     assert process.stdout.count("\n") == 1
@@ -191,6 +227,9 @@ def test_a_run_without_a_checkpoint_cannot_decode(trained, home, tmp_path):
         (["--attention_html=no/page"], "--attention_html=no/page cannot be written: No such file"),
         (["--attention_html=a", "--score_pairs"], "--attention_html do not go together"),
         (["--attention_html=a", "--score", "--corpus=text:a"], "--attention_html do not go tog"),
+        (["--checkpoint=best", "--average=2"], "--checkpoint and --average do not go together"),
+        (["--scores", "--format=json"], "--scores is for text"),
+        (["--n_best=2", "--score", "--corpus=text:a"], "--score and --n_best do not go together"),
         ([f"--prefix={'sieben ' * 40}"], "leaves no room in max_length=32"),
     ],
 )

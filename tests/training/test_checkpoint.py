@@ -246,9 +246,28 @@ def test_an_average_is_the_mean_of_the_last(trained):
 
 
 def test_a_loaded_run_translates(trained):
-    translator = Translator.from_workdir(trained, checkpoint="4")
+    translator = Translator.from_workdir(trained, checkpoint=4)
     assert same(flatten(translator.models.params[0]), params_of(trained, "4"))
     assert len(translator.translate(["seven", ""], max_length=8)) == 2
+    both = Translator.from_workdir([str(trained), trained])
+    assert len(both.models.params) == 2
+    assert len(Translator.from_workdir((trained,), trained, average=2).models.params) == 2
+
+
+@pytest.mark.parametrize(
+    ("error", "workdir", "options", "told"),
+    [
+        (ValueError, "run", {"checkpoint": 600}, "there is no checkpoint '600' in "),
+        (ValueError, "run", {"checkpoint": 4, "average": 2}, "checkpoint=4 and average=2 do not"),
+        (TypeError, None, {}, r"workdir\[0\] is None \(NoneType\); expected the name of a folder"),
+        (TypeError, ["run", 3], {}, r"workdir\[1\] is 3 \(int\); expected the name of a folder"),
+        (ValueError, [], {}, "workdir names no folder"),
+    ],
+)
+def test_a_run_that_cannot_be_loaded_is_told(trained, error, workdir, options, told):
+    workdir = str(trained) if workdir == "run" else workdir
+    with pytest.raises(error, match=f"^{told}"):
+        Translator.from_workdir(workdir, **options)
 
 
 @pytest.mark.parametrize("damage", ["truncated", "empty folder", "no run item"])
