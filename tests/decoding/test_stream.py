@@ -439,5 +439,6 @@ def test_the_best_translations_are_given_to_a_page_of_attention():
         def add(self, number, source, hypothesis):
             self.lines[number] = source, hypothesis.text, hypothesis.score
 
-    translated(["a", "b"], ["c"], attention=Page(), n_best=2)
-    assert Page.lines == {1: ("a", "A", 0.0), 2: ("b", "B", 0.0), 3: ("c", "C", 0.0)}
+    translated(["a", "b"], ["c", "d"], attention=Page(), n_best=2, prefixes=iter(["", "", "", "9"]))
+    lines = {1: ("a", "A", 0.0), 2: ("b", "B", 0.0), 3: ("c", "C", 0.0), 4: ("", "", 0.0)}
+    assert Page.lines == lines  # where there is nothing to see, no source is given
