@@ -257,8 +257,7 @@ def translate_lines(
             if align is not None:
                 _write_aligned(translator, group, found, writer, n_best, align | options)
             if unknown and not told:
-                told = True
-                first = min(unknown)
+                first, told = min(unknown), True
                 _warn_unknown(name, done + first + 1, writer.vocabulary, lines[first])
             done += len(lines)
             if len(lines) < len(group):
