@@ -13,7 +13,7 @@ from flax import nnx
 
 from transformer_jax.config import Config
 from transformer_jax.data.corpus import read_corpus
-from transformer_jax.data.vocabulary import BOS, EOS, PAD, Vocabulary
+from transformer_jax.data.vocabulary import BOS, EOS, PAD, UNK, Vocabulary
 from transformer_jax.decoding import alignment, engine, forced
 from transformer_jax.decoding.engine import Models
 from transformer_jax.decoding.options import EXTRA_LENGTH, SearchOptions
@@ -492,7 +492,16 @@ def test_options_reach_the_search(translator):
         sample=True, n_best=2, top_k=7, top_p=0.5, temperature=0.7, no_repeat_ngram=3
     )
     assert search.strategy == Strategy(
-        2, 2, sample=True, top_k=7, nucleus=True, no_repeat_ngram=3, bos=BOS, eos=EOS, pad=PAD
+        2,
+        2,
+        sample=True,
+        top_k=7,
+        nucleus=True,
+        no_repeat_ngram=3,
+        bos=BOS,
+        eos=EOS,
+        pad=PAD,
+        unk=UNK,
     )
     assert search.weights == Weights(0.6, 0.0, 0.7, 0.5)
     search = translator.options(coverage_penalty=0.2, length_penalty=1.0)

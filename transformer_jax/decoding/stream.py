@@ -16,7 +16,7 @@ import numpy as np
 from tqdm import tqdm
 
 from transformer_jax.data.corpus import language_tag, raw_lines, text_of_line
-from transformer_jax.data.vocabulary import UNK, Vocabulary
+from transformer_jax.data.vocabulary import UNK, Vocabulary, normalized_source
 from transformer_jax.decoding.alignment import Alignment
 from transformer_jax.decoding.attention_lines import AttentionLines
 from transformer_jax.decoding.translator import Hypothesis, Score, Translation, Translator
@@ -258,7 +258,8 @@ def translate_lines(
                 _write_aligned(translator, group, found, writer, n_best, align | options)
             if unknown and not told:
                 first, told = min(unknown), True
-                _warn_unknown(name, done + first + 1, writer.vocabulary, lines[first])
+                source = normalized_source(lines[first])
+                _warn_unknown(name, done + first + 1, writer.vocabulary, source)
             done += len(lines)
             if len(lines) < len(group):
                 raise ValueError(f"there is no prefix for {name}, line {done + 1}")
@@ -319,7 +320,8 @@ def score_pairs(
                 _warn_truncated(name, number)
             if score.unknown and not told:
                 told = True
-                _warn_unknown(name, number, writer.vocabulary, f"{source} {target}")
+                text = f"{normalized_source(source)} {target}"
+                _warn_unknown(name, number, writer.vocabulary, text)
             writer.score(source, target, score, next(alignments, None))
         writer.output.flush()
         done += len(group)
