@@ -6,8 +6,8 @@ A corpus is one string:
   tsv:FILE          source, tab, target on each line; further columns are ignored
   tfds:NAME:SPLIT   a translation data set of TensorFlow Datasets, such as
                     tfds:wmt14_translate/de-en:train; read without TensorFlow
-  numbers:SPLIT     English number words and their translation, train, valid or test, or from
-                    FIRST to LAST as in numbers:0-99
+  numbers:SPLIT     English number words and their translation: train, valid or test; spoken, to
+                    train on short ones and on some without commas; or a range as in numbers:0-99
 
 Files are UTF-8, plain or .gz or .xz; a line of white space is empty. A mixture is corpora
 joined by commas, each of which may end in @SOURCE-TARGET, its own languages, and @WEIGHT, its
@@ -262,29 +262,29 @@ _HELD_OUT = 1000  # numbers of the validation split, and of the test split
 def _numbers(split: str) -> tuple[np.ndarray, np.ndarray]:
     """The numbers of a split, and which of them are said without their commas.
 
-    All are below a million, in one fixed random order. Of the training split every fourth is
-    short, of one to five digits as often as of any other length, since people ask for those, and
-    half have no comma, since people leave it out.
+    All are below a million, in one fixed random order whose first ones are the held-out splits.
+    Of "spoken" ones, which are those of "train" as people say them, every fourth is short, of one
+    to five digits as often as of any other length, and half have no comma.
     """
     random = np.random.default_rng(0)
-    numbers = random.permutation(_NUMBERS)
+    held_out, numbers = np.split(random.permutation(_NUMBERS), [2 * _HELD_OUT])
+    splits = {"test": held_out[:_HELD_OUT], "valid": held_out[_HELD_OUT:], "train": numbers}
     if first_last := re.fullmatch(r"(\d+)-(\d+)", split):
         first, last = map(int, first_last.groups())
-        if first <= last < _NUMBERS:
-            return np.arange(first, last + 1), np.zeros(last + 1 - first, bool)
-    starts = {"test": 0, "valid": _HELD_OUT}
-    if split in starts:
-        return numbers[starts[split] :][:_HELD_OUT], np.zeros(_HELD_OUT, bool)
-    if split != "train":
+        splits[split] = np.arange(first, last + 1)
+        if not first <= last < _NUMBERS:
+            raise ValueError(f"corpus 'numbers:{split}' is no range of numbers below {_NUMBERS}")
+    if split == "spoken":
+        short = random.random(_NUMBERS // 4) * 10.0 ** random.integers(1, 6, _NUMBERS // 4)
+        short = short.astype(int)[~np.isin(short.astype(int), held_out)]
+        spoken = np.insert(numbers, np.arange(3, len(numbers), 3)[: len(short)], short)
+        return spoken, random.random(len(spoken)) < 0.5
+    if split not in splits:
         raise ValueError(
-            f"corpus 'numbers:{split}' is none of numbers:train, numbers:valid, numbers:test, and "
-            f"numbers:FIRST-LAST below {_NUMBERS}"
+            f"corpus 'numbers:{split}' is none of numbers:train, numbers:spoken, numbers:valid, "
+            "numbers:test and a range such as numbers:0-99"
         )
-    held_out, numbers = np.split(numbers, [2 * _HELD_OUT])
-    short = random.random(_NUMBERS // 4) * 10.0 ** random.integers(1, 6, _NUMBERS // 4)
-    short = short.astype(int)[~np.isin(short.astype(int), held_out)]
-    numbers = np.insert(numbers, np.arange(3, len(numbers), 3)[: len(short)], short)
-    return numbers, random.random(len(numbers)) < 0.5
+    return splits[split], np.zeros(len(splits[split]), bool)
 
 
 # A corpus is read for its vocabulary and again for its tokens, and a number takes 0.1 ms.
@@ -329,5 +329,5 @@ _KINDS: dict[str, tuple[Callable, Callable]] = {
     "text": (_read_text, lambda prefix, *languages: (_text_files(prefix, *languages), "")),
     "tsv": (_read_tsv, lambda path, *_: ([path], "")),
     "tfds": (_tfds("read_tfds"), _tfds("tfds_content")),
-    "numbers": (_read_numbers, lambda *_: ([], (2, metadata.version("num2words"), np.__version__))),
+    "numbers": (_read_numbers, lambda *_: ([], (metadata.version("num2words"), np.__version__))),
 }
