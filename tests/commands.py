@@ -16,7 +16,7 @@ def get_config():
     config.model.feed_forward_dim = 16
     config.data.train, config.data.valid = "numbers:train", "text:{corpus}"
     config.data.vocab_size, config.data.vocabulary_kind, config.data.max_pairs = 100, "bpe", 300
-    config.data.tokens_per_batch, config.data.num_buckets = 256, 1
+    config.data.tokens_per_batch = 256
     config.training.num_steps, config.training.log_every, config.training.save_every = 6, 2, 3
     config.decoding.max_length, config.decoding.rows, config.decoding.beam_size = 32, 8, 2
     return config

@@ -47,16 +47,17 @@ def make_config(num_steps: int = 6, **sections: dict) -> Config:
             "vocab_size": 90,
             "vocabulary_kind": "bpe",
             "max_length": 40,
-            "num_buckets": 2,
             "tokens_per_batch": 320,
         },
         "optimizer": {"learning_rate": 0.01, "warmup_steps": 4, "clip_norm": 1.0},
-        "training": {"log_every": 2, "eval_every": 0, "save_every": 100, "eval_sentences": 8},
+        "training": {"log_every": 2, "save_every": 100},
         "decoding": {"beam_size": 2, "max_length": 24, "rows": 8},
     }
     for name, values in sections.items():
         fields[name] |= values
     fields["training"]["num_steps"] = num_steps
+    if fields["data"].get("valid"):
+        fields["training"] = {"eval_every": 0, "eval_sentences": 8} | fields["training"]
     classes = (ModelConfig, DataConfig, OptimizerConfig, TrainingConfig, DecodingConfig)
     return Config(
         **{name: make(**fields[name]) for name, make in zip(fields, classes, strict=True)}

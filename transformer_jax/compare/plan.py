@@ -2,13 +2,12 @@
 
 import copy
 import hashlib
-import importlib.util
 import pathlib
 import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from transformer_jax.config import Config, differences, with_field
+from transformer_jax.config import Config, differences, load_config, with_field
 from transformer_jax.training.checkpoint import CONFIG_FILE, VOCABULARY_FILE, read_config
 
 
@@ -95,25 +94,6 @@ def plan(
             raise ValueError(f"{run.workdir} is no folder for one run: rename a config")
         _check_owner(run)
     return runs
-
-
-def load_config(path: str) -> Config:
-    """The config of FILE, or of FILE:ARGUMENT; ValueError, in one sentence, where there is none."""
-    file, _, argument = path.partition(":")
-    if not pathlib.Path(file).is_file():
-        raise ValueError(f"there is no config file {file}")
-    spec = importlib.util.spec_from_file_location("compared_config", file)
-    if spec is None:
-        raise ValueError(f"{file} is not a Python file with a get_config()")
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-        config = module.get_config(*([argument] if argument else []))
-    except Exception as error:  # whatever a config file's own code may raise
-        raise ValueError(f"{path}: {type(error).__name__}: {error}") from error
-    if not isinstance(config, Config):
-        raise ValueError(f"{path} gives {config!r}; a transformer_jax.Config was wanted")
-    return config
 
 
 def _check_alike(configs: dict[str, Config]) -> None:

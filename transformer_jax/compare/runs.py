@@ -21,7 +21,7 @@ import numpy as np
 
 from transformer_jax.compare.gradients import gradient_by_distance
 from transformer_jax.compare.plan import Budget, Run, settled
-from transformer_jax.config import Config
+from transformer_jax.config import Config, reset_idle_fields
 from transformer_jax.data.corpus import Pair, read_corpus
 from transformer_jax.decoding.translator import Translator
 from transformer_jax.training.checkpoint import CONFIG_FILE, VOCABULARY_FILE, read_config
@@ -64,6 +64,7 @@ def training_speed(config: Config) -> dict[str, float]:
     # No report and no save in between.
     config.training.log_every = config.training.save_every = config.training.num_steps = 10**9
     config.data.valid = config.data.test = ""
+    reset_idle_fields(config)
     with (
         tempfile.TemporaryDirectory() as aside,
         contextlib.closing(Trainer(config, aside)) as trainer,

@@ -45,9 +45,11 @@ def train(
       ValueError, OSError: what the user can mend, in one sentence.
     """
     start = time.monotonic()
+    _check_profile(profile_steps, 0, config)
     trainer = Trainer(config, workdir)
     with Interrupt() as interrupt:
         with contextlib.closing(trainer), _progress_bar(trainer) as bar:
+            _check_profile(profile_steps, trainer.step, config)
             trainer.on_report = functools.partial(_show, bar)
             run_to_end(trainer, interrupt, bar, profile_steps)
             step = trainer.step
@@ -101,6 +103,15 @@ def run_to_end(
         else:
             trainer.advance()
             bar.update()
+
+
+def _check_profile(steps: tuple[int, int] | None, done: int, config: Config) -> None:
+    last = config.training.num_steps
+    if steps and not done < steps[0] <= last:
+        raise ValueError(
+            f"--profile_steps={steps[0]}:{steps[1]} has no effect: the run goes on after step "
+            f"{done} and ends with step {last}"
+        )
 
 
 def _profile(trainer: Trainer, bar: tqdm, last: int) -> None:

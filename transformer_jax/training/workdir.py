@@ -15,7 +15,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from transformer_jax.cache import cache_folder
 from transformer_jax.config import Config, differences
 from transformer_jax.data.array_files import Writer, open_or_build
 from transformer_jax.data.batching import Batches
@@ -24,6 +23,7 @@ from transformer_jax.data.resampling import Resampler
 from transformer_jax.data.rows import Growth, Shape, bucketed_rows, packed_rows
 from transformer_jax.data.token_store import Filters, TokenStore, open_store
 from transformer_jax.data.vocabulary import Vocabulary
+from transformer_jax.paths import cache_folder
 from transformer_jax.training.checkpoint import CONFIG_FILE, FOLDER, VOCABULARY_FILE, read_config
 
 logger = logging.getLogger(__name__)
@@ -101,6 +101,11 @@ def load_data(workdir: pathlib.Path, config: Config) -> RunData:
         language_tags=data.language_tags,
     )
     corpora = parse(data.train, max_pairs=data.max_pairs)
+    if data.temperature != 1 and (len(corpora) == 1 or corpora[0].weight):
+        raise ValueError(
+            f"config.data.temperature={data.temperature} needs a mixture without weights, which "
+            f"config.data.train={data.train} is not (or leave it at its default, 1.0)"
+        )
     valid_corpora = parse(data.valid) if data.valid else []
     test_corpora = parse(data.test) if data.test else []
     vocabulary = _vocabulary(workdir, config, corpora, cache)

@@ -2,7 +2,7 @@
 
 import pathlib
 
-from transformer_jax.cache import cache_folder
+from transformer_jax.paths import cache_folder
 
 
 def test_the_cache_is_where_the_user_has_it(monkeypatch, tmp_path):
