@@ -330,7 +330,7 @@ def load_config(path: str) -> Config:
         where = f"{path}, line {lines[-1]}" if lines else path
         raise ValueError(f"{where}: {type(error).__name__}: {error}") from error
     if not isinstance(config, Config):
-        raise ValueError(f"{path} gives {config!r}; a transformer_jax.Config was expected")
+        raise ValueError(f"{path} gives {config!r}; a transformer_jax.Config was wanted")
     return config
 
 

@@ -23,6 +23,8 @@ from transformer_jax.config import (
     TrainingConfig,
 )
 from transformer_jax.data.batching import Batches
+from transformer_jax.data.corpus import parse_corpora
+from transformer_jax.data.vocabulary import Vocabulary
 from transformer_jax.decoding.translator import Translator
 from transformer_jax.training import loop
 from transformer_jax.training import trainer as trainer_module
@@ -182,6 +184,12 @@ def test_init_from_starts_with_the_other_runs_parameters_and_vocabulary(tmp_path
     leaves = jax.tree.leaves(second.state.params)
     for got, wanted in zip(leaves, jax.tree.leaves(first.state.params), strict=True):
         np.testing.assert_array_equal(got, wanted)
+    # As large, of other pieces: what each row of the table means would be another.
+    other = Vocabulary.train([parse_corpora("numbers:valid", "en", "fr")[0]], 90, "bpe")
+    other.save(tmp_path / "other.model")
+    config.data.vocabulary = str(tmp_path / "other.model")
+    with pytest.raises(ValueError, match="has another vocabulary than this run.*: leave config.d"):
+        Trainer(config, tmp_path / "third")
 
 
 def test_init_from_another_shape_says_which_parameter(tmp_path):

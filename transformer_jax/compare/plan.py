@@ -8,7 +8,9 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from transformer_jax.config import Config, differences, load_config, with_field
+from transformer_jax.paths import local_path
 from transformer_jax.training.checkpoint import CONFIG_FILE, VOCABULARY_FILE, read_config
+from transformer_jax.training.workdir import with_named_vocabulary
 
 
 class Run(NamedTuple):
@@ -126,7 +128,7 @@ def _content(vocabulary: str) -> str:
     if not vocabulary:
         return ""
     try:
-        return hashlib.sha256(pathlib.Path(vocabulary).read_bytes()).hexdigest()
+        return hashlib.sha256(pathlib.Path(local_path(vocabulary)).read_bytes()).hexdigest()
     except OSError as error:
         raise ValueError(f"{vocabulary}: {error.strerror}, a vocabulary was wanted") from None
 
@@ -135,7 +137,8 @@ def _check_owner(run: Run) -> None:
     if not (run.workdir / CONFIG_FILE).is_file():
         return
     before = read_config(run.workdir)
-    changed = differences(before, settled(run, before.training.num_steps))
+    config = settled(run, before.training.num_steps)
+    changed = differences(before, with_named_vocabulary(run.workdir, config))
     if changed:
         raise ValueError(
             f"{run.workdir} was trained with another config: {'; '.join(changed)} (choose another "

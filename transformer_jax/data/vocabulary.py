@@ -11,6 +11,7 @@ import pathlib
 import random
 import re
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import sentencepiece
 
@@ -102,6 +103,24 @@ class Vocabulary:
     def fingerprint(self) -> str:
         """A hash, equal for equal vocabularies."""
         return hashlib.sha256(self.model).hexdigest()
+
+    def settings(self) -> dict[str, Any]:
+        """What it is, by the fields of `DataConfig` that a vocabulary is trained by."""
+        from sentencepiece import sentencepiece_model_pb2 as protocol
+
+        model = protocol.ModelProto.FromString(self.model)
+        if all(piece.type != piece.NORMAL for piece in model.pieces):
+            return {"vocabulary_kind": "bytes"}
+        spec = model.trainer_spec
+        kinds = {spec.UNIGRAM: "unigram", spec.BPE: "bpe", spec.WORD: "symbols"}
+        if spec.model_type not in kinds:  # of single characters
+            return {"vocab_size": len(self)}
+        result = {"vocabulary_kind": kinds[spec.model_type], "vocab_size": len(self)}
+        return (
+            result
+            if spec.model_type == spec.WORD
+            else result | {"byte_fallback": spec.byte_fallback}
+        )
 
     def __len__(self) -> int:
         return len(self._processor)
