@@ -309,7 +309,8 @@ def whole_number(text: str) -> int:
 
 def load_config(path: str) -> Config:
     """The config of FILE, or of FILE:ARGUMENT; ValueError, in one sentence, where there is none."""
-    name, _, argument = path.partition(":")
+    # A scheme, such as gs://, stays with the name, and is refused.
+    name, argument = re.fullmatch(r"((?:[\w+-]+:/)?[^:]*):?(.*)", path, re.DOTALL).groups()
     if not pathlib.Path(file := local_path(name)).is_file():
         raise ValueError(f"there is no config file {file}")
     spec = importlib.util.spec_from_file_location("config_file", file)

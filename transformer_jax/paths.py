@@ -9,7 +9,7 @@ import tempfile
 def local_path(path: str | os.PathLike) -> str:
     """The path with ~ and ~user expanded; ValueError where it is not one of this machine."""
     text = os.path.expanduser(os.fspath(path))
-    if re.match(r"[A-Za-z][\w+.-]+:/", text):
+    if re.match(r"[A-Za-z][\w+-]+:/", text):
         raise ValueError(f"{text} is not a local path: mount that storage, or copy its files here")
     if text.startswith("~"):
         raise ValueError(f"{text}: there is no home folder {text.partition('/')[0]}")

@@ -18,6 +18,7 @@ from transformer_jax.compare.children import ChildError, in_child
 from transformer_jax.compare.plan import Budget, Run, plan
 from transformer_jax.config import Config
 from transformer_jax.data.corpus import Pair
+from transformer_jax.paths import local_folder
 from transformer_jax.training.checkpoint import CONFIG_FILE
 from transformer_jax.training.workdir import locked
 
@@ -59,6 +60,7 @@ def compare(
       ValueError, OSError: what the user can mend, before anything is trained.
       Stopped: a signal ended a run; what it has done is kept.
     """
+    workdir = local_folder(workdir)
     planned = plan(configs, workdir, overrides=overrides, pairs=pairs)
     test = runs.read_pairs(planned[0].config, planned[0].config.data.test)
     if not test:

@@ -30,6 +30,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from transformer_jax.paths import local_path
+
 
 class Pair(NamedTuple):
     """A sentence and its translation."""
@@ -125,6 +127,8 @@ def parse_corpora(
             raise ValueError(
                 f"corpus {item!r} is none of text:PREFIX, tsv:FILE, tfds:NAME:SPLIT, numbers:SPLIT"
             )
+        if kind in ("text", "tsv"):
+            corpus.name = f"{kind}:{local_path(rest)}"
         corpus.tag = language_tag(corpus.target_language) if language_tags else ""
         corpora.append(corpus)
     if len({corpus.weight > 0 for corpus in corpora}) > 1:

@@ -18,6 +18,7 @@ from transformer_jax.config import Config
 from transformer_jax.data.corpus import read_corpus
 from transformer_jax.decoding.translator import Translator
 from transformer_jax.evaluation import score_translator
+from transformer_jax.paths import local_folder
 from transformer_jax.training.interrupt import Interrupt, Interrupted
 from transformer_jax.training.trainer import Trainer
 
@@ -44,7 +45,7 @@ def train(
     Raises:
       ValueError, OSError: what the user can mend, in one sentence.
     """
-    start = time.monotonic()
+    start, workdir = time.monotonic(), local_folder(workdir)
     _check_profile(profile_steps, 0, config)
     trainer = Trainer(config, workdir)
     with Interrupt() as interrupt:
@@ -62,7 +63,7 @@ def train(
             return 128 + interrupt.signal
     logger.info("trained to step %d in %.0f s", step, time.monotonic() - start)
     if config.data.test:
-        _test(config, pathlib.Path(workdir))
+        _test(config, workdir)
     print(
         f"To translate: python decode.py --workdir={workdir} < FILE   (a sentence a line)",
         flush=True,
