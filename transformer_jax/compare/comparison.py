@@ -62,16 +62,25 @@ def compare(
     """
     workdir = local_folder(workdir)
     planned = plan(configs, workdir, overrides=overrides, pairs=pairs)
+    try:  # in a child: a process that looked for devices would hold the accelerator's memory
+        machine = in_child(runs.machine)
+    except ChildError as error:
+        raise ValueError(str(error)) from None
     test = runs.read_pairs(planned[0].config, planned[0].config.data.test)
     if not test:
         raise ValueError(f"the test corpus {planned[0].config.data.test} is empty")
     with locked(workdir):
         _keep_budget(workdir / PLAN_FILE, budget, planned)
-        return _compare(planned, workdir, budget, test, command)
+        return _compare(planned, workdir, budget, test, machine, command)
 
 
 def _compare(
-    planned: list[Run], workdir: pathlib.Path, budget: Budget, test: list[Pair], command: str
+    planned: list[Run],
+    workdir: pathlib.Path,
+    budget: Budget,
+    test: list[Pair],
+    machine: dict[str, Any],
+    command: str,
 ) -> dict[str, Any]:
     results = []
     for number, run in enumerate(planned, 1):
@@ -82,7 +91,7 @@ def _compare(
             result |= _measured_speed(run)
     comparison = {
         "date": datetime.date.today().isoformat(),
-        "machine": in_child(runs.machine),
+        "machine": machine,
         "command": command,
         "budget": {name: value or None for name, value in budget._asdict().items()},
         "test": {

@@ -27,6 +27,7 @@ from transformer_jax.decoding.translator import Translator
 from transformer_jax.training.checkpoint import CONFIG_FILE, VOCABULARY_FILE, read_config
 from transformer_jax.training.loop import train
 from transformer_jax.training.metrics import FILE as METRICS_FILE
+from transformer_jax.training.parallel import check_devices
 from transformer_jax.training.trainer import Trainer
 from transformer_jax.training.workdir import load_data, training_batches
 
@@ -188,7 +189,8 @@ def learning_curves(workdir: pathlib.Path) -> dict[str, Any]:
 
 
 def machine() -> dict[str, Any]:
-    """What the runs ran on."""
+    """What the runs run on; ValueError where that is nothing."""
+    check_devices()
     return {
         "device": f"{jax.local_device_count()} x {jax.local_devices()[0].device_kind}",
         "cores": os.cpu_count(),

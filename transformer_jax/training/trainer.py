@@ -23,7 +23,7 @@ from transformer_jax.paths import local_folder
 from transformer_jax.training.checkpoint import Checkpoints, abstract_model, flatten, load_run
 from transformer_jax.training.metrics import Meter, MetricLog
 from transformer_jax.training.optimizer import learning_rate_schedule, make_optimizer
-from transformer_jax.training.parallel import parallel, place, replicate
+from transformer_jax.training.parallel import check_devices, parallel, place, replicate
 from transformer_jax.training.prefetch import Prefetcher
 from transformer_jax.training.programs import Programs, largest_batch, usable_memory
 from transformer_jax.training.step import TrainState, make_train_step
@@ -72,6 +72,7 @@ class Trainer:
         if not isinstance(config, Config):
             raise ValueError(f"the config is {config!r}; a transformer_jax.Config was wanted")
         config.validate()
+        check_devices()
         self.workdir = local_folder(workdir)
         self.on_report: Callable[[int, dict[str, float]], None] = lambda step, report: None
         self._pending: tuple[int, dict] | None = None
