@@ -23,16 +23,17 @@ def get_config():
 """
 
 
-def start(home, *command, **options) -> subprocess.Popen:
+def start(home, *command, variables=(), **options) -> subprocess.Popen:
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("XLA_", "JAX_"))}
     environment |= {"XDG_CACHE_HOME": str(home / "cache"), "JAX_PLATFORMS": "cpu"}
+    environment |= dict(variables)
     pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
     command = [sys.executable, *map(str, command)]
     return subprocess.Popen(command, cwd=ROOT, env=environment, text=True, **pipes | options)
 
 
-def run(home, *command, text: str = "") -> subprocess.CompletedProcess:
-    with start(home, *command) as process:
+def run(home, *command, text: str = "", variables=()) -> subprocess.CompletedProcess:
+    with start(home, *command, variables=variables) as process:
         out, err = process.communicate(text, timeout=300)
     return subprocess.CompletedProcess(command, process.returncode, out, err)
 

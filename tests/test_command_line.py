@@ -225,6 +225,43 @@ def test_a_stop_while_the_corpus_is_read_leaves_nothing_half_done(home, tmp_path
     )
 
 
+IN_A_THREAD = """
+import sys, threading, jax
+from transformer_jax import Translator, train
+from transformer_jax.config import load_config
+
+def work():
+    train(load_config(sys.argv[1]), sys.argv[2])
+    translator = Translator.from_workdir(sys.argv[2])
+    assert all(x.dtype == "float32" for x in jax.tree.leaves(translator.models.params))
+    for options in ({"coverage_penalty": 0.2, "no_repeat_ngram": 2}, {"sample": True, "n_best": 2}):
+        (translation,) = translator.translate(["two hundred"], **options)
+        assert all(-1e6 < x.log_prob < 0 for x in translation.hypotheses)
+    score, alignment = translator.score([("one", "eins")]), translator.align(["one"], ["eins"])
+    print("done", score, alignment)
+
+thread = threading.Thread(target=work)
+thread.start()
+thread.join()
+"""
+
+
+def test_a_thread_of_a_program_with_wide_numbers_trains_and_decodes_as_the_command(home, trained):
+    """Python takes no signal handlers there, and jax_enable_x64 makes no array of ours wider."""
+    command = ["-c", IN_A_THREAD, home / "tiny.py", home / "in-a-thread"]
+    done = run(home, *command, variables={"JAX_ENABLE_X64": "1"})
+    assert done.stdout.splitlines()[-1].startswith("done"), done.stderr
+    assert "Traceback" not in done.stderr
+    losses = [[x.get("loss") for x in metrics(run)] for run in (trained[0], home / "in-a-thread")]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+def test_characters_that_standard_output_lacks_are_escaped(home):
+    main = "from transformer_jax.command_line import run\nrun(lambda _: print('\u00e9 \ud55c'))"
+    done = run(home, "-c", main, variables={"PYTHONIOENCODING": "ascii:strict"})
+    assert (done.returncode, done.stdout, done.stderr) == (0, "\\xe9 \\ud55c\n", "")
+
+
 def test_a_mixture_of_languages_with_tags(home):
     process = run_training(
         home, home / "mixture", "--config.data.train=numbers:train@en-de,numbers:train@en-fr",
