@@ -373,3 +373,9 @@ def test_profile_steps_write_a_trace(tmp_path):
     config = make_config(4)
     assert loop.train(config, tmp_path, profile_steps=(1, 2)) == 0
     assert list((tmp_path / "profile").rglob("*.xplane.pb"))
+    config.training.num_steps = 9
+    with pytest.raises(ValueError, match="=4:5 has no effect: the run goes on after step 4 and en"):
+        loop.train(config, tmp_path, profile_steps=(4, 5))
+    with pytest.raises(ValueError, match="=10:11 has no effect: .* ends with step 9"):
+        loop.train(config, tmp_path / "new", profile_steps=(10, 11))
+    assert not (tmp_path / "new").exists() and not our_threads()
