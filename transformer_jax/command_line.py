@@ -122,10 +122,11 @@ def _parse_flags(argv: Sequence[str]) -> list[str]:
         flags.FLAGS["config"].parser.parse = _config
     try:
         return flags.FLAGS(list(argv))
-    except SystemExit as ended:
-        # absl's --help prints it and exits with 1.
+    except (SystemExit, BrokenPipeError) as ended:
+        # absl exits with 1 after --help, or the reader of that has left.
         _flush()
-        sys.exit(0 if ended.code == 1 else ended.code)
+        status = getattr(ended, "code", 0)
+        sys.exit(0 if status == 1 else status)
     except flags.UnrecognizedFlagError as error:
         if error.flagname.startswith("config."):
             _end(unknown_field(error.flagname), USAGE_ERROR)
