@@ -13,9 +13,10 @@ from absl import flags
 from ml_collections import config_flags
 
 from transformer_jax import command_line
+from transformer_jax.config import whole_number
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "File whose get_config() is the run.")
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: made, or resumed from.")
+_WORKDIR = command_line.define_path("workdir", None, "Folder of the run: made, or resumed from.")
 _PROFILE_STEPS = flags.DEFINE_string(
     "profile_steps", "", "FIRST:LAST steps to trace with jax.profiler into WORKDIR/profile."
 )
@@ -28,6 +29,8 @@ flags.register_validator("workdir", bool, "the name of a folder was wanted")
 
 def main(_) -> int:
     if _DRY_RUN.value:
+        if _PROFILE_STEPS.value:
+            raise ValueError("--profile_steps and --dry_run do not go together")
         from transformer_jax.training.dry_run import dry_run
 
         return dry_run(_CONFIG.value, _WORKDIR.value)
@@ -36,7 +39,11 @@ def main(_) -> int:
     steps = None
     if _PROFILE_STEPS.value:
         first, _, last = _PROFILE_STEPS.value.partition(":")
-        if not (first.isdecimal() and last.isdecimal() and 1 <= int(first) <= int(last)):
+        try:
+            steps = whole_number(first), whole_number(last)
+        except ValueError:
+            steps = 0, 0
+        if not 1 <= steps[0] <= steps[1]:
             raise ValueError(
                 f"--profile_steps={_PROFILE_STEPS.value} is not FIRST:LAST, such as 10:20"
             )

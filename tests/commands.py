@@ -17,23 +17,24 @@ def get_config():
     config.data.train, config.data.valid = "numbers:train", "text:{corpus}"
     config.data.vocab_size, config.data.vocabulary_kind, config.data.max_pairs = 100, "bpe", 300
     config.data.byte_fallback = False
-    config.data.tokens_per_batch, config.data.num_buckets = 256, 1
+    config.data.tokens_per_batch = 256
     config.training.num_steps, config.training.log_every, config.training.save_every = 6, 2, 3
     config.decoding.max_length, config.decoding.rows, config.decoding.beam_size = 32, 8, 2
     return config
 """
 
 
-def start(home, *command, **options) -> subprocess.Popen:
+def start(home, *command, variables=(), **options) -> subprocess.Popen:
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("XLA_", "JAX_"))}
     environment |= {"XDG_CACHE_HOME": str(home / "cache"), "JAX_PLATFORMS": "cpu"}
+    environment |= dict(variables)
     pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
     command = [sys.executable, *map(str, command)]
     return subprocess.Popen(command, cwd=ROOT, env=environment, text=True, **pipes | options)
 
 
-def run(home, *command, text: str = "") -> subprocess.CompletedProcess:
-    with start(home, *command) as process:
+def run(home, *command, text: str = "", variables=()) -> subprocess.CompletedProcess:
+    with start(home, *command, variables=variables) as process:
         out, err = process.communicate(text, timeout=300)
     return subprocess.CompletedProcess(command, process.returncode, out, err)
 

@@ -67,6 +67,7 @@ def home(tmp_path_factory):
         "from transformer_jax.config import ModelConfig\n"
         "def get_config():\n    return ModelConfig(num_layer=3)\n"
     )
+    (folder / "named.py").write_text("def get_config(name):\n    return name\n")
     (folder / "three.py").write_text("def get_config():\n    return 3\n")
     (folder / "output").write_text("precious\n")
     return folder

@@ -98,10 +98,38 @@ MISTAKES = {
     "heads": ((*TRAIN, "--config.model.num_heads=3"), "config.model.num_heads=3 does not divide"),
     "packed rows for an RNN": ((*TRAIN, "--config.model.kind=gru"), "batching=bucketed gives"),
     "misspelt flag": ((*TRAIN, "--workdirr=x"), "workdirr"),
-    "stray argument": ((*TRAIN, "now"), "unexpected argument 'now'"),
+    "stray argument": ((*TRAIN, "now"), "unexpected argument 'now'; options are --name=value"),
+    "a config without its flag": (
+        ("train.py", "{home}/tiny.py"), "did you mean --config={home}/tiny.py?"
+    ),
+    "an input without its flag": (
+        ("decode.py", "--workdir={home}", "{home}/output"), "did you mean --input={home}/output?"
+    ),
+    "configs without their flag": (
+        ("-m", "transformer_jax.compare", "{home}/tiny.py"), "mean --configs={home}/tiny.py?"
+    ),
+    "an argument for a config that takes none": (
+        ("train.py", "--config={home}/tiny.py:x", "--workdir={home}/new"),
+        "{home}/tiny.py:x: its get_config() takes no argument: {home}/tiny.py",
+    ),
+    "no argument for a config that needs one": (
+        ("train.py", "--config={home}/named.py", "--workdir={home}/new"),
+        "{home}/named.py: its get_config() needs one: {home}/named.py:ARGUMENT",
+    ),
+    "a fraction for a flag": (
+        ("decode.py", "--workdir={home}", "--average=1.5"), "'1.5' is not a whole number, such as"
+    ),
+    "a workdir that is a file": ((*TRAIN[:2], "--workdir={home}/tiny.py"), "tiny.py is a file;"),
+    "a trace of a dry run": (
+        (*TRAIN, "--dry_run", "--profile_steps=1:2"), "--profile_steps and --dry_run do not go"
+    ),
+    "a trace beyond the end": (
+        (*TRAIN, "--profile_steps=7:8"), "--profile_steps=7:8 has no effect: the run goes on after"
+    ),
     "no config file": (("train.py", "--config={home}/no.py", "--workdir={home}/new"), "no.py"),
     "misspelt in the config file": (
-        ("train.py", "--config={home}/misspelt.py", "--workdir={home}/new"), "num_layer",
+        ("train.py", "--config={home}/misspelt.py", "--workdir={home}/new"),
+        "{home}/misspelt.py, line 3: TypeError: there is no field config.model.num_layer; did you",
     ),
     "no Config": (("train.py", "--config={home}/three.py", "--workdir={home}/new"), "Config"),
     "no flags": (("train.py",), "config"),
@@ -157,6 +185,13 @@ def test_a_mistake_is_told_in_one_line(mistakes, home, name):
     assert "Traceback" not in lines[0]
     assert MISTAKES[name][1].format(home=home) in lines[0]
     assert not (home / "new" / "config.json").exists()
+
+
+def test_help_is_no_error_and_may_be_read_in_part(home):
+    with start(home, "train.py", "--help") as process:
+        assert process.stdout.readline().startswith("Trains a model")
+        process.stdout.close()
+        assert process.stderr.read() == "" and process.wait(60) == 0
 
 
 @pytest.mark.usefixtures("mistakes")
@@ -230,6 +265,46 @@ def test_a_stop_while_the_corpus_is_read_leaves_nothing_half_done(home, tmp_path
     assert not list(tmp_path.glob("tokens-*.aside-*")) and not list(
         tmp_path.glob("tokens-*/meta.json")
     )
+
+
+IN_A_THREAD = """
+import sys, threading, jax
+from transformer_jax import Translator, train
+from transformer_jax.config import load_config
+
+def work():
+    train(load_config(sys.argv[1]), sys.argv[2])
+    translator = Translator.from_workdir(sys.argv[2])
+    assert all(x.dtype == "float32" for x in jax.tree.leaves(translator.models.params))
+    for options in ({"coverage_penalty": 0.2, "no_repeat_ngram": 2}, {"sample": True, "n_best": 2}):
+        (translation,) = translator.translate(["two hundred"], **options)
+        assert all(-1e6 < x.log_prob < 0 for x in translation.hypotheses)
+    score, alignment = translator.score([("one", "eins")]), translator.align(["one"], ["eins"])
+    print("done", score, alignment)
+
+thread = threading.Thread(target=work)
+thread.start()
+thread.join()
+"""
+
+
+def test_a_thread_of_a_program_with_wide_numbers_trains_and_decodes_as_the_command(home, trained):
+    """Python takes no signal handlers there, and jax_enable_x64 makes no array of ours wider."""
+    command = ["-c", IN_A_THREAD, home / "tiny.py", home / "in-a-thread"]
+    done = run(home, *command, variables={"JAX_ENABLE_X64": "1"})
+    assert done.stdout.splitlines()[-1].startswith("done"), done.stderr
+    assert "Traceback" not in done.stderr
+    losses = [
+        [x["loss"] for x in metrics(run) if "loss" in x]
+        for run in (trained[0], home / "in-a-thread")
+    ]
+    assert len(losses[0]) == 3 and losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+def test_characters_that_standard_output_lacks_are_escaped(home):
+    main = "from transformer_jax.command_line import run\nrun(lambda _: print('\u00e9 \ud55c'))"
+    done = run(home, "-c", main, variables={"PYTHONIOENCODING": "ascii:strict"})
+    assert (done.returncode, done.stdout, done.stderr) == (0, "\\xe9 \\ud55c\n", "")
 
 
 def test_a_mixture_of_languages_with_tags(home):

@@ -12,9 +12,11 @@ from transformer_jax.config import Config
 def get_config(name):
     config = Config()
     config.model.kind = name.partition("_")[0]
-    config.model.attention = name.partition("_")[2] or "none"
-    config.model.num_layers, config.model.model_dim, config.model.num_heads = 1, 16, 2
-    config.model.feed_forward_dim = 16
+    if name != "transformer":
+        config.model.attention = name.partition("_")[2] or "none"
+    config.model.num_layers, config.model.model_dim = 1, 16
+    if name == "transformer":
+        config.model.num_heads, config.model.feed_forward_dim = 2, 16
     config.data.train, config.data.valid = "numbers:train", "text:{corpus}"
     config.data.test = "text:{corpus}"
     config.data.vocab_size, config.data.vocabulary_kind, config.data.max_pairs = 100, "bpe", 300
@@ -142,7 +144,7 @@ def test_a_model_without_attention_is_asked_for_it_in_vain(home, compared_again,
     [
         (["lstm"], [], "one of --target_tokens and --train_seconds"),
         (["lstm"], [TOKENS, "--train_seconds=5"], "one of --target_tokens and --train_seconds"),
-        (["lstm"], [TOKENS, "--pairs=many"], "'many' is not a number of pairs"),
+        (["lstm"], [TOKENS, "--pairs=many"], "'many' is not a whole number"),
         (["lstm"], [TOKENS, "--override=data.batching=packed"], "cannot read several pairs"),
         (["lstm"], [TOKENS, "--override=data.test=text:nowhere"], "nowhere.en"),
         (["lstm_dot"], ["--target_tokens=999"], "with --target_tokens=1000, not"),

@@ -1,27 +1,42 @@
 """Validation, JSON both ways, differences, and the shipped configs."""
 
 import ast
+import copy
 import dataclasses
+import functools
 import importlib.util
 import json
+import operator
 import pathlib
+import pickle
 
 import pytest
 
-from transformer_jax.config import RESUMABLE, Config, differences, unknown_field, with_field
+from transformer_jax.config import (
+    RESUMABLE,
+    Config,
+    ModelConfig,
+    differences,
+    idle_fields,
+    unknown_field,
+    whole_number,
+    with_field,
+)
 
 CONFIGS = sorted((pathlib.Path(__file__).parents[1] / "configs").glob("*.py"))
 
 
-def changed(name: str, value) -> Config:
-    """The default config with the field config.`name` set."""
+def changed(name: str = "", value=None, **more) -> Config:
+    """The default config with the field config.`name` set, or several."""
     config = Config()
-    *groups, field = name.split(".")
-    node = config
-    for group in groups:
-        node = getattr(node, group)
-    setattr(node, field, value)
+    for path, setting in ({name: value} if name else more).items():
+        *groups, field = path.split(".")
+        setattr(operator.attrgetter(*groups)(config) if groups else config, field, setting)
     return config
+
+
+def pickled(config):
+    return pickle.loads(pickle.dumps(config))
 
 
 def message(config: Config) -> str:
@@ -92,18 +107,127 @@ def test_the_longest_pair_must_fit_a_batch():
 def test_a_recurrent_model_cannot_read_packed_rows(kind):
     with pytest.raises(ValueError, match=f"{kind} cannot read .*config.data.batching=bucketed"):
         changed("model.kind", kind).validate()
-    config = changed("data.batching", "bucketed")
-    config.model.kind = kind
-    config.model.num_heads = 7  # which an RNN has none of
-    config.validate()
-    config.model.attention, config.model.input_feeding = "additive", True
-    with pytest.raises(ValueError, match="input_feeding=True feeds .*attention=additive"):
-        config.validate()
-    config.model.input_feeding, config.model.context = False, "every_step"
-    with pytest.raises(ValueError, match="context=every_step .*attention=additive"):
-        config.validate()
-    config.model.attention = "none"
-    config.validate()
+
+
+KINDS = ("transformer", "rnn", "lstm", "gru")
+TRANSFORMER = "num_heads feed_forward_dim norm activation positions attention_bias output_bias"
+# Where a field has an effect, of those that have one not everywhere.
+EFFECTIVE = {
+    f"model.{name}": lambda c: c.model.kind == "transformer" for name in TRANSFORMER.split()
+}
+EFFECTIVE |= {
+    f"model.{name}": lambda c: c.model.kind != "transformer"
+    for name in ("attention", "bidirectional")
+}
+EFFECTIVE |= {
+    "model.input_feeding": lambda c: (
+        c.model.kind != "transformer" and c.model.attention in ("dot", "general", "concat")
+    ),
+    "model.context": lambda c: c.model.kind != "transformer" and c.model.attention == "none",
+    "data.vocab_size": lambda c: c.data.vocabulary_kind != "bytes",
+    "data.byte_fallback": lambda c: c.data.vocabulary_kind in ("unigram", "bpe"),
+    "data.sampling_alpha": lambda c: c.data.vocabulary_kind in ("unigram", "bpe"),
+    "data.source_row_length": lambda c: c.data.batching == "packed",
+    "data.target_row_length": lambda c: c.data.batching == "packed",
+    "data.num_buckets": lambda c: c.data.batching == "bucketed",
+    "training.eval_every": lambda c: c.data.valid,
+    "training.eval_sentences": lambda c: c.data.valid,
+    "training.best_metric": lambda c: c.data.valid,
+    "training.patience": lambda c: c.data.valid and c.training.eval_every,
+}
+SETTINGS = [
+    {"model.kind": kind, "data.batching": batching, **more}
+    for kind in KINDS
+    for batching in ("packed", "bucketed")
+    for more in (
+        {},
+        {"data.valid": "numbers:valid"},
+        {"data.valid": "numbers:valid", "training.eval_every": 0},
+        {"data.vocabulary_kind": "bytes"},
+        {"data.vocabulary_kind": "symbols"},
+        {"model.attention": "none"},
+        {"model.attention": "additive"},
+    )
+    if kind == "transformer" or batching == "bucketed"
+    if kind != "transformer" or "model.attention" not in more
+]
+
+
+def other_value(field: dataclasses.Field):
+    """A value that the field may have, and is not its default."""
+    if choices := field.metadata.get("choices"):
+        return choices[1]
+    if isinstance(field.default, bool | str):
+        return not field.default if isinstance(field.default, bool) else "x"
+    return field.default / 2 or 0.5 if field.type is float else field.default * 2 or 1
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=lambda x: "-".join(map(str, x.values())))
+def test_a_field_without_effect_is_refused_and_no_other(settings):
+    """Each field by itself at another value than its default, for each kind and batching."""
+    fields = {
+        f"{group.name}.{field.name}": field
+        for group in dataclasses.fields(Config)
+        if dataclasses.is_dataclass(group.type)
+        for field in dataclasses.fields(group.type)
+    }
+    assert fields.keys() > EFFECTIVE.keys()
+    for name in fields.keys() - settings.keys():
+        value = other_value(fields[name])
+        config = changed(**settings | {name: value})
+        if EFFECTIVE.get(name, lambda c: True)(config):
+            config.validate()
+        else:
+            told = message(config)
+            assert told.startswith(f"config.{name}={value} needs config.")
+            assert f"its default, {fields[name].default})" in told
+
+
+def test_a_kept_config_with_a_field_without_effect_is_read():
+    config = changed("data.num_buckets", 8)
+    assert "needs config.data.batching=bucketed, not packed" in message(config)
+    assert Config.from_json(config.to_json()) == Config()
+
+
+@pytest.mark.parametrize("make", [copy.deepcopy, dataclasses.replace, pickled])
+def test_a_config_can_be_copied_and_sent_to_a_process(make):
+    config = changed("model.num_heads", 4)
+    assert make(config) == config and make(config.model) == config.model
+
+
+@pytest.mark.parametrize(
+    "make", [ModelConfig, functools.partial(dataclasses.replace, ModelConfig())]
+)
+def test_a_misspelt_field_is_told_in_python_as_on_the_command_line(make):
+    told = "^there is no field config.model.num_head; did you mean config.model.num_heads"
+    with pytest.raises(AttributeError, match=told):
+        Config().model.num_head = 8
+    with pytest.raises(TypeError, match=told):
+        make(num_head=8)
+    with pytest.raises(AttributeError, match="no field config.num_heads; did .*config.model.num_h"):
+        Config().num_heads = 8
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("1000", 1000),
+        ("1_000", 1000),
+        ("1e3", 1000),
+        ("10k", 10_000),
+        ("2.5M", 2_500_000),
+        ("-3", -3),
+    ],
+)
+def test_a_whole_number_may_be_written_shortly(text, number):
+    assert whole_number(text) == number
+    assert with_field(Config(), "seed", text).seed == number
+
+
+@pytest.mark.parametrize("text", ["2.5", "1e-3", "k", "two", "nan", "inf", "1e999", "1,000", ""])
+def test_what_is_no_whole_number_is_told_with_examples(text):
+    with pytest.raises(ValueError, match="is not a whole number, such as 1000, 1_000, 1e3, 10k"):
+        whole_number(text)
 
 
 @pytest.mark.parametrize(
@@ -138,31 +262,21 @@ def test_text_that_sets_no_field_is_told(name, text, told):
         with_field(Config(), name, text)
 
 
-@pytest.mark.parametrize("kind", ["bytes", "symbols"])
-def test_only_a_vocabulary_that_segments_can_be_sampled(kind):
-    config = changed("data.sampling_alpha", 0.1).validate()
-    config.data.vocabulary_kind = kind
-    told = message(config)
-    assert "config.data.sampling_alpha=0.1" in told and kind in told
-
-
 def test_rows_must_be_a_multiple_of_8():
     assert "multiple of 8" in message(changed("decoding.rows", 12))
 
 
-def test_json_round_trip_keeps_every_field():
-    config = Config()
-    for group in dataclasses.fields(config):
-        node = getattr(config, group.name)
-        for field in dataclasses.fields(node) if dataclasses.is_dataclass(node) else []:
-            value, choices = getattr(node, field.name), field.metadata.get("choices")
-            if isinstance(value, str):
-                setattr(node, field.name, choices[-1] if choices else "é\n" + field.name)
-            else:
-                setattr(node, field.name, not value if isinstance(value, bool) else value or 1)
+@pytest.mark.parametrize("kind", ["transformer", "gru"])
+def test_json_round_trip_keeps_every_field(kind):
+    config = changed(**{"model.kind": kind, "data.batching": "bucketed", "data.valid": "é\n"})
+    for group in (config.model, config.data, config.optimizer, config.training, config.decoding):
+        for field in dataclasses.fields(group):
+            before = getattr(group, field.name)
+            if before == field.default:
+                setattr(group, field.name, other_value(field))
+                if any(idle_fields(config)):
+                    setattr(group, field.name, before)
     config.seed, config.optimizer.epsilon = 7, 1.2345678901234567e-9
-    config.model.kind = "transformer"  # of an RNN the last choices do not go together
-    config.data.vocabulary_kind = "bpe"  # the last choice has no other segmentations to draw
     assert Config.from_json(config.to_json()) == config != Config()
 
 

@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 from absl import app, flags
 from absl import logging as absl_logging
 
-from transformer_jax.cache import cache_folder
-from transformer_jax.config import unknown_field
+from transformer_jax.config import Config, load_config, unknown_field, whole_number
+from transformer_jax.paths import cache_folder, local_path
 
 USAGE_ERROR, FAILURE = 2, 1
 
@@ -24,6 +24,7 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
     exception is a defect of ours and keeps its traceback.
     """
     use_huge_pages()
+    escape_unprintable()
     cache_compilations()
 
     def main_or_sentence(argv: Sequence[str]) -> int | None:
@@ -32,11 +33,11 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
         signal.signal(signal.SIGTERM, lambda *_: _end("terminated", 128 + signal.SIGTERM))
         try:
             if len(argv) > 1:
-                _end(f"unexpected argument {argv[1]!r}; options are --name=value", USAGE_ERROR)
+                _end(_unexpected(argv[1]), USAGE_ERROR)
             return main(argv)
         except BrokenPipeError:
             # The reader of our output has left: nothing to say, and nowhere to say it.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            _flush()
             return FAILURE
         except KeyboardInterrupt:
             return 130  # the shell says that it was interrupted
@@ -70,6 +71,12 @@ def log_to_stderr() -> None:
     absl_logging.set_verbosity(absl_logging.ERROR)
     logging.basicConfig(stream=sys.stderr, level=logging.ERROR, format="%(message)s", force=True)
     logging.getLogger("transformer_jax").setLevel(logging.INFO)
+
+
+def escape_unprintable() -> None:
+    """Writes characters that the encoding of standard output or error lacks as escapes."""
+    for stream in filter(None, (sys.stdout, sys.stderr)):
+        stream.reconfigure(errors="backslashreplace")
 
 
 def use_huge_pages() -> None:
@@ -107,29 +114,53 @@ def cache_compilations() -> None:
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 
 
+class _Path(flags.ArgumentParser):
+    """Of flags that are names of files and folders: as `paths.local_path` has them."""
+
+    def parse(self, argument: str) -> str:
+        return local_path(argument) if argument else argument
+
+
+def define_path(name: str, default: str | None, help: str, *, multi: bool = False):
+    """A flag for a file or folder of this machine, or several if it may be given several times."""
+    if multi:
+        return flags.DEFINE_multi(_Path(), flags.ArgumentSerializer(), name, default, help)
+    return flags.DEFINE(_Path(), name, default, help)
+
+
 def _parse_flags(argv: Sequence[str]) -> list[str]:
-    if sentence := _no_such_file(argv):
-        _end(sentence, USAGE_ERROR)
+    # Of all flags, and of the fields that ml_collections makes flags of.
+    flags.IntegerParser.convert = lambda _, x: whole_number(x) if isinstance(x, str) else x
+    if "config" in flags.FLAGS:
+        flags.FLAGS["config"].parser.parse = _config
     try:
         return flags.FLAGS(list(argv))
+    except (SystemExit, BrokenPipeError) as ended:
+        # absl exits with 1 after --help, or the reader of that has left.
+        _flush()
+        status = getattr(ended, "code", 0)
+        sys.exit(0 if status == 1 else status)
     except flags.UnrecognizedFlagError as error:
         if error.flagname.startswith("config."):
             _end(unknown_field(error.flagname), USAGE_ERROR)
         _end(str(error), USAGE_ERROR)
     except flags.Error as error:
-        # An error inside get_config() comes with its traceback: the last line says what it is.
-        lines = str(error).strip().splitlines()
-        _end(f"{lines[0]} {lines[-1]}" if "Traceback" in str(error) else str(error), USAGE_ERROR)
+        _end(_stray(argv) or str(error), USAGE_ERROR)
     except (AttributeError, KeyError) as error:
         # How ml_collections tells of --config.a.b for which there is no field.
         _end(_no_such_field(argv) or f"config: {error}", USAGE_ERROR)
-    except Exception as error:  # whatever a config file's own code may raise
+    except Exception as error:  # what else ml_collections raises, as at --config.model[0]
         _end(f"config: {type(error).__name__}: {error}", USAGE_ERROR)
 
 
-def _no_such_field(argv: Sequence[str]) -> str:
-    from transformer_jax.config import Config
+def _config(path: str) -> Config:
+    try:
+        return load_config(path)
+    except ValueError as error:
+        _end(str(error), USAGE_ERROR)
 
+
+def _no_such_field(argv: Sequence[str]) -> str:
     for argument in argv:
         if match := re.match(r"--?(config\.[\w.]+)", argument):
             node = Config()
@@ -140,13 +171,32 @@ def _no_such_field(argv: Sequence[str]) -> str:
     return ""
 
 
-def _no_such_file(argv: Sequence[str]) -> str:
-    for argument, after in zip(argv, [*argv[1:], ""]):
-        match = re.match(r"--?config(?:=([^:]+))?$", argument)
-        path = match and (match[1] or after.partition(":")[0])
-        if path and not pathlib.Path(path).is_file():
-            return f"there is no config file {path}"
+def _stray(argv: Sequence[str]) -> str:
+    """A sentence about the first argument that is no option nor the value of one, or ""."""
+    for before, argument in zip(argv, argv[1:]):
+        if not argument.startswith("-") and (not before.startswith("-") or "=" in before):
+            return _unexpected(argument)
     return ""
+
+
+def _unexpected(argument: str) -> str:
+    hint = "options are --name=value"
+    for name, fits in (
+        ("config", re.search(r"\.py(:|$)", argument)),
+        ("configs", re.search(r"\.py(:|$)", argument)),
+        ("input", os.path.isfile(argument)),
+    ):
+        if fits and name in flags.FLAGS:
+            hint = f"did you mean --{name}={argument}?"
+    return f"unexpected argument {argument!r}; {hint}"
+
+
+def _flush() -> None:
+    """Writes out what is buffered, to nowhere where the reader has left."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _end(sentence: str, status: int) -> None:

@@ -5,24 +5,61 @@ every field can be set from a command line as `--config.section.field=value`.
 """
 
 import dataclasses
+import decimal
 import difflib
+import importlib.util
 import json
 import math
+import operator
+import pathlib
+import re
+import traceback
 from collections.abc import Iterator
 from typing import Any
 
+from transformer_jax.paths import local_path
 
-def _choice(default: str, *choices: str):
-    return dataclasses.field(default=default, metadata={"choices": choices})
+# Where a field has an effect, for its `needs`: PATH=VALUE,VALUE for one of the values, PATH alone
+# for any value but "" and 0, several of them with spaces.
+_TRANSFORMER, _RNN = "model.kind=transformer", "model.kind=rnn,lstm,gru"
+_PACKED, _BUCKETED = "data.batching=packed", "data.batching=bucketed"
+_SEGMENTS, _VALID = "data.vocabulary_kind=unigram,bpe", "data.valid"
 
 
-def _number(default, least, most=float("inf")):
+def _field(default, needs: str = "", **metadata):
+    return dataclasses.field(default=default, metadata={"needs": needs, **metadata})
+
+
+def _choice(default: str, *choices: str, needs: str = ""):
+    return _field(default, needs, choices=choices)
+
+
+def _number(default, least, most=float("inf"), needs: str = ""):
     """A number in [least, most]."""
-    return dataclasses.field(default=default, metadata={"range": (least, most)})
+    return _field(default, needs, range=(least, most))
+
+
+class _Fields:
+    """Of a dataclass: refuses what is not one of its fields, as the command line does."""
+
+    def __new__(cls, *_, **values):
+        for name in values.keys() - cls.__dataclass_fields__.keys():
+            raise TypeError(unknown_field(cls._path(name)))
+        return super().__new__(cls)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name not in self.__dataclass_fields__:
+            raise AttributeError(unknown_field(self._path(name)))
+        super().__setattr__(name, value)
+
+    @classmethod
+    def _path(cls, name: str) -> str:
+        groups = (field.name for field in dataclasses.fields(Config) if field.type is cls)
+        return ".".join(("config", *groups, name))
 
 
 @dataclasses.dataclass
-class ModelConfig:
+class ModelConfig(_Fields):
     """The model; the defaults are the paper's base model (its Table 3).
 
     Each kind of model reads the fields that it shares with others and its own.
@@ -34,22 +71,27 @@ class ModelConfig:
     dropout_rate: float = _number(0.1, 0.0, 0.999)
     dtype: str = _choice("float32", "float32", "bfloat16")  # of the computation
     # Of the Transformer.
-    num_heads: int = _number(8, 1)
-    feed_forward_dim: int = _number(2048, 1)
-    norm: str = _choice("post", "post", "pre")  # layer norm after or before each sub-layer
-    activation: str = _choice("relu", "relu", "gelu", "silu")
-    positions: str = _choice("sinusoidal", "sinusoidal", "none")
-    attention_bias: bool = False
-    output_bias: bool = False
+    num_heads: int = _number(8, 1, needs=_TRANSFORMER)
+    feed_forward_dim: int = _number(2048, 1, needs=_TRANSFORMER)
+    # Layer norm after or before each sub-layer.
+    norm: str = _choice("post", "post", "pre", needs=_TRANSFORMER)
+    activation: str = _choice("relu", "relu", "gelu", "silu", needs=_TRANSFORMER)
+    positions: str = _choice("sinusoidal", "sinusoidal", "none", needs=_TRANSFORMER)
+    attention_bias: bool = _field(False, _TRANSFORMER)
+    output_bias: bool = _field(False, _TRANSFORMER)
     # Of the RNNs: rnn, lstm and gru.
-    attention: str = _choice("dot", "dot", "general", "concat", "additive", "none")
-    input_feeding: bool = False  # the attentional state into the next step; dot, general, concat
-    bidirectional: bool = False  # encoder: half the width in each direction
-    context: str = _choice("first_state", "first_state", "every_step")  # without attention
+    attention: str = _choice("dot", "dot", "general", "concat", "additive", "none", needs=_RNN)
+    # The attentional state into the next step.
+    input_feeding: bool = _field(False, f"{_RNN} model.attention=dot,general,concat")
+    bidirectional: bool = _field(False, _RNN)  # encoder: half the width in each direction
+    # Of a decoder without attention: where the one vector goes that it gets.
+    context: str = _choice(
+        "first_state", "first_state", "every_step", needs=f"{_RNN} model.attention=none"
+    )
 
 
 @dataclasses.dataclass
-class DataConfig:
+class DataConfig(_Fields):
     """Corpora, each one string, and how they become batches; see data/corpus.py."""
 
     train: str = ""  # a corpus, or a mixture: corpora joined by commas
@@ -59,30 +101,36 @@ class DataConfig:
     target_language: str = "de"
     temperature: float = _number(1.0, 0.01)  # of a mixture without weights: sizes ** (1 / this)
     language_tags: bool = False  # begin each source with its target language, as in <2de>
-    vocab_size: int = _number(8000, 8)
+    vocab_size: int = _number(8000, 8, needs="data.vocabulary_kind=unigram,bpe,symbols")
     vocabulary: str = ""  # a SentencePiece model to use instead of training one
     vocabulary_kind: str = _choice("unigram", "unigram", "bpe", "bytes", "symbols")
-    byte_fallback: bool = True  # spell characters that the vocabulary lacks in bytes
+    # Spell characters that the vocabulary lacks in bytes.
+    byte_fallback: bool = _field(True, _SEGMENTS)
     # Of sources alone (composed characters, single spaces), so that the target's own text
     # survives; or a rule of SentencePiece for both sides.
     normalization: str = _choice(
-        "nfc_source", "nfc_source", "identity", "nfkc", "nmt_nfkc", "nfkc_cf", "nmt_nfkc_cf"
+        "nfc_source",
+        *("nfc_source", "identity", "nfkc", "nmt_nfkc", "nfkc_cf", "nmt_nfkc_cf"),
+        needs=_SEGMENTS,
     )
-    sampling_alpha: float = _number(0.0, 0.0, 1.0)  # segment anew at each epoch; 0 = off
+    # Segment anew at each epoch; 0 = off.
+    sampling_alpha: float = _number(0.0, 0.0, 1.0, needs=_SEGMENTS)
     max_length: int = _number(128, 2)  # tokens a side, with the end symbol; longer: left out
     max_length_ratio: float = _number(0.0, 0.0)  # of the sides; beyond: left out; 0 = any
     drop_identical: bool = False  # leave out pairs with equal sides
     max_pairs: int = _number(0, 0)  # of each training corpus; 0 = all
     batching: str = _choice("packed", "packed", "bucketed")  # pairs share rows, or have their own
-    source_row_length: int = _number(0, 0)  # of packed rows; 0 = chosen by the corpus' lengths
-    target_row_length: int = _number(0, 0)
-    num_buckets: int = _number(6, 1, 64)  # lengths that bucketed batches are padded to
+    # Of packed rows; 0 = chosen by the corpus' lengths.
+    source_row_length: int = _number(0, 0, needs=_PACKED)
+    target_row_length: int = _number(0, 0, needs=_PACKED)
+    # Lengths that bucketed batches are padded to.
+    num_buckets: int = _number(6, 1, 64, needs=_BUCKETED)
     tokens_per_batch: int = _number(4096, 0)  # a side, padding included; 0 = what memory holds
     cache_dir: str = ""  # where tokens are kept; "" = transformer_jax/data in the user's cache
 
 
 @dataclasses.dataclass
-class OptimizerConfig:
+class OptimizerConfig(_Fields):
     """Adam and its schedule; the defaults are the paper's (section 5.3)."""
 
     schedule: str = _choice("rsqrt", "rsqrt", "cosine")
@@ -95,24 +143,27 @@ class OptimizerConfig:
 
 
 @dataclasses.dataclass
-class TrainingConfig:
+class TrainingConfig(_Fields):
     """Length of the run and what happens on the way; intervals in optimiser updates."""
 
     num_steps: int = _number(100_000, 1)
     log_every: int = _number(100, 1)
-    eval_every: int = _number(5000, 0)  # 0 = only at the end
-    eval_sentences: int = _number(500, 0)  # translated at each evaluation, of all corpora; 0 = all
+    eval_every: int = _number(5000, 0, needs=_VALID)  # 0 = only at the end
+    # Translated for BLEU at each evaluation, of all corpora; 0 = all.
+    eval_sentences: int = _number(500, 0, needs=_VALID)
     save_every: int = _number(1000, 1)
     keep_checkpoints: int = _number(5, 1)  # the latest, beside the best
-    best_metric: str = _choice("bleu", "bleu", "loss")  # bleu: where equal, chrF, then the loss
-    patience: int = _number(0, 0)  # evaluations without a better one before stopping; 0 = off
+    # bleu: where equal, chrF, then the loss.
+    best_metric: str = _choice("bleu", "bleu", "loss", needs=_VALID)
+    # Evaluations without a better one before stopping; 0 = off.
+    patience: int = _number(0, 0, needs=f"{_VALID} training.eval_every")
     label_smoothing: float = _number(0.1, 0.0, 0.999)
     accumulate_steps: int = _number(1, 1)  # pieces that an update's batch is computed in
     init_from: str = ""  # another run's workdir, whose parameters this one starts from
 
 
 @dataclasses.dataclass
-class DecodingConfig:
+class DecodingConfig(_Fields):
     """Search (section 6.1)."""
 
     beam_size: int = _number(4, 1, 64)  # 1 = greedy
@@ -122,7 +173,7 @@ class DecodingConfig:
 
 
 @dataclasses.dataclass
-class Config:
+class Config(_Fields):
     """All that a run is made of; kept as config.json in its workdir."""
 
     seed: int = _number(0, 0, 2**31 - 1)
@@ -137,9 +188,15 @@ class Config:
         for name, field, value in _leaves(self):
             _check(name, field, value)
         model = self.model
-        if model.kind != "transformer":
-            self._check_recurrent()
-        elif model.model_dim % model.num_heads:
+        if model.kind != "transformer" and self.data.batching == "packed":
+            raise ValueError(
+                f"config.model.kind={model.kind} cannot read several pairs in a row, as "
+                "config.data.batching=packed makes them; config.data.batching=bucketed gives each "
+                "pair a row"
+            )
+        for _, _, sentence in idle_fields(self):
+            raise ValueError(sentence)
+        if model.kind == "transformer" and model.model_dim % model.num_heads:
             raise ValueError(
                 f"config.model.num_heads={model.num_heads} does not divide "
                 f"config.model.model_dim={model.model_dim}; heads share the width equally"
@@ -160,36 +217,12 @@ class Config:
                 f"config.data.tokens_per_batch={self.data.tokens_per_batch} is less than a row of "
                 f"{row} tokens (config.data.source_row_length and target_row_length)"
             )
-        if self.data.sampling_alpha and self.data.vocabulary_kind not in ("unigram", "bpe"):
-            raise ValueError(
-                f"config.data.sampling_alpha={self.data.sampling_alpha} needs a vocabulary_kind "
-                f"that segments, unigram or bpe, not {self.data.vocabulary_kind}"
-            )
         if self.decoding.rows % 8:
             raise ValueError(
                 f"config.decoding.rows={self.decoding.rows} is not a multiple of 8, which exact "
                 "decoding needs"
             )
         return self
-
-    def _check_recurrent(self) -> None:
-        model = self.model
-        if self.data.batching == "packed":
-            raise ValueError(
-                f"config.model.kind={model.kind} cannot read several pairs in a row, as "
-                "config.data.batching=packed makes them; config.data.batching=bucketed gives each "
-                "pair a row"
-            )
-        if model.input_feeding and model.attention in ("additive", "none"):
-            raise ValueError(
-                "config.model.input_feeding=True feeds the attentional state of dot, general or "
-                f"concat, which config.model.attention={model.attention} does not have"
-            )
-        if model.context == "every_step" and model.attention != "none":
-            raise ValueError(
-                "config.model.context=every_step feeds the one vector that a decoder without "
-                f"attention gets; config.model.attention={model.attention} looks at all states"
-            )
 
     def to_json(self) -> str:
         """The configuration as JSON text."""
@@ -198,7 +231,9 @@ class Config:
     @classmethod
     def from_json(cls, text: str) -> "Config":
         """The configuration that `to_json` wrote; ValueError on anything else."""
-        return _build(cls, json.loads(text), "config").validate()
+        config = _build(cls, json.loads(text), "config")
+        reset_idle_fields(config)  # which runs of older versions have
+        return config.validate()
 
 
 # What may change when a run goes on: lengths and intervals, decoding, and paths (the
@@ -222,6 +257,30 @@ def differences(old: Config, new: Config) -> list[str]:
     ]
 
 
+def idle_fields(config: Config) -> Iterator[tuple[Any, dataclasses.Field, str]]:
+    """Fields off their default that have no effect: their group, themselves, a sentence why."""
+    for name, field, value in _leaves(config):
+        for need in field.metadata.get("needs", "").split() if value != field.default else ():
+            path, _, choices = need.partition("=")
+            found = operator.attrgetter(path)(config)
+            if not (found in choices.split(",") if choices else found):
+                group = operator.attrgetter(name.rpartition(".")[0].removeprefix("config."))
+                yield (
+                    group(config),
+                    field,
+                    f"{name}={value} needs config.{need.replace(',', ' or ')}, "
+                    f"{f'not {found}' if choices else f'which is {found!r}'} (or leave it at its "
+                    f"default, {field.default})",
+                )
+                break
+
+
+def reset_idle_fields(config: Config) -> None:
+    """Sets fields that have no effect to their defaults."""
+    for group, field, _ in idle_fields(config):
+        setattr(group, field.name, field.default)
+
+
 def with_field(config: Config, name: str, text: str) -> Config:
     """Sets a field, named as in "model.num_layers", to a value written as text; see `validate`.
 
@@ -236,12 +295,52 @@ def with_field(config: Config, name: str, text: str) -> Config:
     if dataclasses.is_dataclass(fields.get(last, Config)):
         raise ValueError(unknown_field(f"config.{name.removeprefix('config.')}"))
     wanted = fields[last]
+    parse = {bool: lambda text: {"true": True, "false": False}[text.lower()], int: whole_number}
     try:
-        value = {"true": True, "false": False}[text.lower()] if wanted is bool else wanted(text)
-    except (KeyError, ValueError):
+        value = parse.get(wanted, wanted)(text)
+    except (KeyError, ValueError) as error:
+        why = f" ({error})" if wanted is int else ""
         name = f"config.{name.removeprefix('config.')}"
-        raise ValueError(f"{name}={text!r} is not of type {wanted.__name__}") from None
+        raise ValueError(f"{name}={text!r} is not of type {wanted.__name__}{why}") from None
     setattr(node, last, value)
+    return config
+
+
+def whole_number(text: str) -> int:
+    """The number of text such as 1000, 1_000, 1e3, 10k or 2.5M; ValueError where it is none."""
+    match = re.fullmatch(r"([-+]?\d*\.?\d[\d_]*(?:[eE]\+?\d\d?)?)([kKM]?)", text.strip())
+    if match:
+        number = decimal.Decimal(match[1]) * {"": 1, "M": 1_000_000}.get(match[2], 1000)
+        if number == int(number):
+            return int(number)
+    raise ValueError(f"{text!r} is not a whole number, such as 1000, 1_000, 1e3, 10k or 2.5M")
+
+
+def load_config(path: str) -> Config:
+    """The config of FILE, or of FILE:ARGUMENT; ValueError, in one sentence, where there is none."""
+    # A scheme, such as gs://, stays with the name, and is refused.
+    name, argument = re.fullmatch(r"((?:[\w+-]+:/)?[^:]*):?(.*)", path, re.DOTALL).groups()
+    if not pathlib.Path(file := local_path(name)).is_file():
+        raise ValueError(f"there is no config file {file}")
+    spec = importlib.util.spec_from_file_location("config_file", file)
+    if spec is None:
+        raise ValueError(f"{file} is not a Python file with a get_config()")
+    module = importlib.util.module_from_spec(spec)
+    arguments = [argument] if argument else []
+    try:
+        spec.loader.exec_module(module)
+        config = module.get_config(*arguments)
+    except Exception as error:  # whatever a config file's own code may raise
+        lines = [
+            x.lineno for x in traceback.extract_tb(error.__traceback__) if x.filename == spec.origin
+        ]
+        if isinstance(error, TypeError) and not lines:  # of the call itself
+            use = f"takes no argument: {name}" if argument else f"needs one: {name}:ARGUMENT"
+            raise ValueError(f"{path}: its get_config() {use}") from None
+        where = f"{path}, line {lines[-1]}" if lines else path
+        raise ValueError(f"{where}: {type(error).__name__}: {error}") from error
+    if not isinstance(config, Config):
+        raise ValueError(f"{path} gives {config!r}; a transformer_jax.Config was wanted")
     return config
 
 

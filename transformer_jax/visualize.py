@@ -17,6 +17,7 @@ import numpy as np
 
 from transformer_jax.config import Config
 from transformer_jax.labels import label
+from transformer_jax.paths import local_path
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -191,6 +192,7 @@ def save(figure: "Figure", path: str | os.PathLike) -> None:
     """
     from matplotlib import rc_context
 
+    path = local_path(path)
     suffix = pathlib.Path(path).suffix.lower()
     if suffix not in (".png", ".svg"):
         raise ValueError(f"{path} ends in neither .png nor .svg, the formats of pictures")

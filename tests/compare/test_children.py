@@ -50,6 +50,11 @@ if __name__ == "__main__":
 """
 
 
+def test_a_child_escapes_what_its_output_cannot_show(monkeypatch):
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii:strict")
+    assert in_child(print, "\u00e9") is None
+
+
 def test_an_error_without_words_is_an_error(tmp_path):
     (tmp_path / "parent.py").write_text(PARENT)
     command = [sys.executable, tmp_path / "parent.py", "nothing to say"]

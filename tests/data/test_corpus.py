@@ -139,6 +139,34 @@ def test_a_file_that_is_not_compressed_is_told(tmp_path, suffix):
     assert told.startswith(f"{tmp_path / f'c.de{suffix}'} is damaged after line 0")
 
 
+@pytest.mark.parametrize(
+    ("names", "languages", "told"),
+    [
+        ("text:{x}.en", "en-de", r"x\.en\.en .*: PREFIX is without the suffix, text:.*/x$"),
+        ("text:{x}.ko.gz", "en-ko", r"PREFIX is without the suffix, text:.*/x$"),
+        ("text:{x}", "en-de", r"no file .*x\.de \(nor with .*\), only .*/x\.en, .*/x\.ko\.gz$"),
+        (
+            "text:{x}",
+            "en-kr",
+            r"no file .*x\.kr .*, only .*/x\.en, .*/x\.ko\.gz; did you mean ko\?",
+        ),
+        ("text:{x}z", "jp-en", r"no file .*xz\.jp \(nor with \.gz or \.xz\); did you mean ja\?"),
+        ("numbers:test", "en-kr", r"no language 'kr', only .*; did you mean ko\?"),
+        ("numbers:test", "en-tlh", r"no language 'tlh', only [^;]*$"),
+    ],
+)
+def test_a_side_that_is_not_there_is_told_with_what_was_meant(tmp_path, names, languages, told):
+    write(tmp_path / "x.en", ENGLISH)
+    write(tmp_path / "x.ko.gz", ENGLISH)
+    with pytest.raises((OSError, ValueError), match=told):
+        list(read_corpus(names.format(x=tmp_path / "x"), *languages.split("-")))
+
+
+def test_a_space_after_the_comma_of_a_mixture_is_no_part_of_a_name():
+    names = "numbers:train@en-ko@2, tsv:a, b.tsv@1,  text:c@1 "
+    assert [x.name for x in parse(names)] == ["numbers:train", "tsv:a, b.tsv", "text:c"]
+
+
 def test_a_byte_order_mark_is_no_text(tmp_path):
     """Only at the beginning of a file is it one."""
     (tmp_path / "c.en").write_bytes("\ufeffone\n\ufefftwo\n".encode())

@@ -19,7 +19,7 @@ PAIRS = list(itertools.islice(read_corpus("numbers:valid", "en", "de"), 300))
 LINES = ["seven", " and ".join(p.source for p in PAIRS[:3]), "", PAIRS[3].source, "eleven twelve"]
 VOCAB = 100
 FIELDS = {
-    "transformer": {"kind": "transformer"},
+    "transformer": {"kind": "transformer", "num_heads": 2, "feed_forward_dim": 16},
     "additive": {"kind": "lstm", "attention": "additive", "bidirectional": True},
     "fed": {"kind": "gru", "attention": "dot", "input_feeding": True},
     "none": {"kind": "lstm", "attention": "none", "context": "every_step"},
@@ -39,8 +39,7 @@ def make(vocabulary):
     def one(name):
         config = Config()
         config.data.batching = "bucketed"
-        config.model.num_layers, config.model.model_dim, config.model.num_heads = 2, 16, 2
-        config.model.feed_forward_dim = 16
+        config.model.num_layers, config.model.model_dim = 2, 16
         config.decoding.max_length, config.decoding.beam_size, config.decoding.rows = 48, 3, 8
         for field, value in FIELDS[name].items():
             setattr(config.model, field, value)

@@ -207,7 +207,7 @@ def trained(tmp_path_factory):
     config.data.train, config.data.max_pairs = "numbers:train", 300
     config.data.vocab_size, config.data.vocabulary_kind = 100, "bpe"
     config.data.byte_fallback = False
-    config.data.tokens_per_batch, config.data.num_buckets = 512, 1
+    config.data.tokens_per_batch = 512
     config.training.num_steps, config.training.save_every, config.training.log_every = 6, 2, 3
     assert train(config, workdir).status == 0
     return workdir

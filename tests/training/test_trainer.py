@@ -25,6 +25,8 @@ from transformer_jax.config import (
     TrainingConfig,
 )
 from transformer_jax.data.batching import Batches
+from transformer_jax.data.corpus import parse_corpora
+from transformer_jax.data.vocabulary import Vocabulary
 from transformer_jax.decoding.translator import Hypothesis, Translation, Translator
 from transformer_jax.heartbeat import heartbeat
 from transformer_jax.training import loop
@@ -51,16 +53,17 @@ def make_config(num_steps: int = 6, **sections: dict) -> Config:
             "byte_fallback": False,
             "vocabulary_kind": "bpe",
             "max_length": 40,
-            "num_buckets": 2,
             "tokens_per_batch": 320,
         },
         "optimizer": {"learning_rate": 0.01, "warmup_steps": 4, "clip_norm": 1.0},
-        "training": {"log_every": 2, "eval_every": 0, "save_every": 100, "eval_sentences": 8},
+        "training": {"log_every": 2, "save_every": 100},
         "decoding": {"beam_size": 2, "max_length": 24, "rows": 8},
     }
     for name, values in sections.items():
         fields[name] |= values
     fields["training"]["num_steps"] = num_steps
+    if fields["data"].get("valid"):
+        fields["training"] = {"eval_every": 0, "eval_sentences": 8} | fields["training"]
     classes = (ModelConfig, DataConfig, OptimizerConfig, TrainingConfig, DecodingConfig)
     return Config(
         **{name: make(**fields[name]) for name, make in zip(fields, classes, strict=True)}
@@ -185,6 +188,12 @@ def test_init_from_starts_with_the_other_runs_parameters_and_vocabulary(tmp_path
     leaves = jax.tree.leaves(second.state.params)
     for got, wanted in zip(leaves, jax.tree.leaves(first.state.params), strict=True):
         np.testing.assert_array_equal(got, wanted)
+    # As large, of other pieces: what each row of the table means would be another.
+    other = Vocabulary.train([parse_corpora("numbers:valid", "en", "fr")[0]], 90, "bpe")
+    other.save(tmp_path / "other.model")
+    config.data.vocabulary = str(tmp_path / "other.model")
+    with pytest.raises(ValueError, match="has another vocabulary than this run.*: leave config.d"):
+        Trainer(config, tmp_path / "third")
 
 
 def test_init_from_another_shape_says_which_parameter(tmp_path):
@@ -369,11 +378,17 @@ def test_profile_steps_write_a_trace(tmp_path):
     config = make_config(4)
     assert loop.train(config, tmp_path, profile_steps=(1, 2)).status == 0
     assert list((tmp_path / "profile").rglob("*.xplane.pb"))
+    config.training.num_steps = 9
+    with pytest.raises(ValueError, match="=4:5 has no effect: the run goes on after step 4 and en"):
+        loop.train(config, tmp_path, profile_steps=(4, 5))
+    with pytest.raises(ValueError, match="=10:11 has no effect: .* ends with step 9"):
+        loop.train(config, tmp_path / "new", profile_steps=(10, 11))
+    assert not (tmp_path / "new").exists() and not our_threads()
 
 
 def test_the_last_update_is_reported_whether_or_not_a_signal_came_before(tmp_path, monkeypatch):
     config = make_config(5)
-    assert loop.train(config, tmp_path / "whole") == 0
+    assert loop.train(config, tmp_path / "whole").status == 0
     assert [line["step"] for line in reports(tmp_path / "whole")] == [2, 4, 5]
     with Interrupt() as interrupt, monkeypatch.context() as patch:
         trainer, advance = Trainer(config, tmp_path / "parts"), Trainer.advance
@@ -386,7 +401,7 @@ def test_the_last_update_is_reported_whether_or_not_a_signal_came_before(tmp_pat
         loop.run_to_end(trainer, interrupt, tqdm(disable=True), None)
         trainer.close()
     assert [line["step"] for line in reports(tmp_path / "parts")] == [2]
-    assert loop.train(config, tmp_path / "parts") == 0
+    assert loop.train(config, tmp_path / "parts").status == 0
     assert reports(tmp_path / "parts") == reports(tmp_path / "whole")
 
 

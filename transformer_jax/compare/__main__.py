@@ -12,11 +12,14 @@ import sys
 from absl import flags
 
 from transformer_jax import command_line
+from transformer_jax.config import whole_number
 
 _CONFIGS = flags.DEFINE_list(
     "configs", None, "Config files, each FILE or FILE:ARGUMENT of its get_config(), with commas."
 )
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the comparison: made, or resumed from.")
+_WORKDIR = command_line.define_path(
+    "workdir", None, "Folder of the comparison: made, or resumed from."
+)
 _TARGET_TOKENS = flags.DEFINE_integer(
     "target_tokens", 0, "Target tokens that each model is trained on.", lower_bound=0
 )
@@ -38,9 +41,10 @@ def main(_) -> int:
         raise ValueError(
             "one of --target_tokens and --train_seconds was wanted: what each run gets"
         )
-    wrong = [size for size in _PAIRS.value if not size.isdecimal()]
-    if wrong:
-        raise ValueError(f"--pairs={','.join(_PAIRS.value)}: {wrong[0]!r} is not a number of pairs")
+    try:
+        pairs = [whole_number(size) for size in _PAIRS.value]
+    except ValueError as error:
+        raise ValueError(f"--pairs={','.join(_PAIRS.value)}: {error}") from None
     from transformer_jax.compare import comparison
 
     workdir = pathlib.Path(_WORKDIR.value)
@@ -50,7 +54,7 @@ def main(_) -> int:
             workdir,
             comparison.Budget(_TARGET_TOKENS.value, _TRAIN_SECONDS.value),
             overrides=_OVERRIDES.value,
-            pairs=[int(size) for size in _PAIRS.value],
+            pairs=pairs,
             command=shlex.join(["python", "-m", "transformer_jax.compare", *sys.argv[1:]]),
         )
     except comparison.Stopped as stopped:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any
 
-from transformer_jax.command_line import log_to_stderr
+from transformer_jax.command_line import escape_unprintable, log_to_stderr
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +51,7 @@ def in_child(function: Callable, *arguments: Any) -> Any:
 
 
 def _child(sender: Connection, function: Callable, arguments: tuple) -> None:
+    escape_unprintable()
     log_to_stderr()
     # A terminal sends Ctrl-C to both; it is the parent's to pass on. As an exception, so that
     # temporary folders go; training notes both signals itself, and saves.

@@ -16,6 +16,7 @@ from transformer_jax.compare import gradients, layer_cost, quality, report, runs
 from transformer_jax.compare.children import ChildError, in_child
 from transformer_jax.compare.plan import Budget, Run, plan
 from transformer_jax.data.corpus import Pair
+from transformer_jax.paths import local_folder
 from transformer_jax.training.checkpoint import CONFIG_FILE
 from transformer_jax.training.metrics import finite
 from transformer_jax.training.workdir import locked
@@ -58,17 +59,27 @@ def compare(
       ValueError, OSError: what the user can mend, before anything is trained.
       Stopped: a signal ended a run; what it has done is kept.
     """
+    workdir = local_folder(workdir)
     planned = plan(configs, workdir, overrides=overrides, pairs=pairs)
+    try:  # in a child: a process that looked for devices would hold the accelerator's memory
+        machine = in_child(runs.machine)
+    except ChildError as error:
+        raise ValueError(str(error)) from None
     test = runs.read_pairs(planned[0].config, planned[0].config.data.test)
     if not test:
         raise ValueError(f"the test corpus {planned[0].config.data.test} is empty")
     with locked(workdir):
         _keep_budget(workdir / PLAN_FILE, budget, planned)
-        return _compare(planned, workdir, budget, test, command)
+        return _compare(planned, workdir, budget, test, machine, command)
 
 
 def _compare(
-    planned: list[Run], workdir: pathlib.Path, budget: Budget, test: list[Pair], command: str
+    planned: list[Run],
+    workdir: pathlib.Path,
+    budget: Budget,
+    test: list[Pair],
+    machine: dict[str, Any],
+    command: str,
 ) -> dict[str, Any]:
     first = runs.first_corpus(planned[0].config)
     results = []
@@ -80,7 +91,7 @@ def _compare(
             result |= _measured_speed(run)
     comparison = {
         "date": datetime.date.today().isoformat(),
-        "machine": in_child(runs.machine),
+        "machine": machine,
         "command": command,
         "budget": {name: value or None for name, value in budget._asdict().items()},
         "test": {

@@ -2,14 +2,15 @@
 
 import copy
 import hashlib
-import importlib.util
 import pathlib
 import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from transformer_jax.config import Config, differences, with_field
+from transformer_jax.config import Config, differences, load_config, with_field
+from transformer_jax.paths import local_path
 from transformer_jax.training.checkpoint import CONFIG_FILE, VOCABULARY_FILE, read_config
+from transformer_jax.training.workdir import with_named_vocabulary
 
 
 class Run(NamedTuple):
@@ -97,25 +98,6 @@ def plan(
     return runs
 
 
-def load_config(path: str) -> Config:
-    """The config of FILE, or of FILE:ARGUMENT; ValueError, in one sentence, where there is none."""
-    file, _, argument = path.partition(":")
-    if not pathlib.Path(file).is_file():
-        raise ValueError(f"there is no config file {file}")
-    spec = importlib.util.spec_from_file_location("compared_config", file)
-    if spec is None:
-        raise ValueError(f"{file} is not a Python file with a get_config()")
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-        config = module.get_config(*([argument] if argument else []))
-    except Exception as error:  # whatever a config file's own code may raise
-        raise ValueError(f"{path}: {type(error).__name__}: {error}") from error
-    if not isinstance(config, Config):
-        raise ValueError(f"{path} gives {config!r}; a transformer_jax.Config was wanted")
-    return config
-
-
 def _check_alike(configs: dict[str, Config]) -> None:
     first, *others = configs
     if not configs[first].data.test:
@@ -146,7 +128,7 @@ def _content(vocabulary: str) -> str:
     if not vocabulary:
         return ""
     try:
-        return hashlib.sha256(pathlib.Path(vocabulary).read_bytes()).hexdigest()
+        return hashlib.sha256(pathlib.Path(local_path(vocabulary)).read_bytes()).hexdigest()
     except OSError as error:
         raise ValueError(f"{vocabulary}: {error.strerror}, a vocabulary was wanted") from None
 
@@ -155,7 +137,8 @@ def _check_owner(run: Run) -> None:
     if not (run.workdir / CONFIG_FILE).is_file():
         return
     before = read_config(run.workdir)
-    changed = differences(before, settled(run, before.training.num_steps))
+    config = settled(run, before.training.num_steps)
+    changed = differences(before, with_named_vocabulary(run.workdir, config))
     if changed:
         raise ValueError(
             f"{run.workdir} was trained with another config: {'; '.join(changed)} (choose another "

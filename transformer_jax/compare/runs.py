@@ -21,12 +21,13 @@ import numpy as np
 
 from transformer_jax.compare.gradients import gradient_by_distance
 from transformer_jax.compare.plan import Budget, Run, settled
-from transformer_jax.config import Config
+from transformer_jax.config import Config, reset_idle_fields
 from transformer_jax.data.corpus import Corpus, Pair, parse_corpora, read_corpus
 from transformer_jax.decoding.translator import Translator
 from transformer_jax.training.checkpoint import CONFIG_FILE, VOCABULARY_FILE, read_config
 from transformer_jax.training.loop import train
 from transformer_jax.training.metrics import FILE as METRICS_FILE
+from transformer_jax.training.parallel import check_devices
 from transformer_jax.training.trainer import Trainer
 from transformer_jax.training.workdir import load_data, training_batches
 
@@ -64,6 +65,7 @@ def training_speed(config: Config) -> dict[str, float]:
     # No report and no save in between.
     config.training.log_every = config.training.save_every = config.training.num_steps = 10**9
     config.data.valid = config.data.test = ""
+    reset_idle_fields(config)
     with (
         tempfile.TemporaryDirectory() as aside,
         contextlib.closing(Trainer(config, aside)) as trainer,
@@ -193,7 +195,8 @@ def learning_curves(workdir: pathlib.Path) -> dict[str, Any]:
 
 
 def machine() -> dict[str, Any]:
-    """What the runs ran on."""
+    """What the runs run on; ValueError where that is nothing."""
+    check_devices()
     return {
         "device": f"{jax.local_device_count()} x {jax.local_devices()[0].device_kind}",
         "cores": os.cpu_count(),

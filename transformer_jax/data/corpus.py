@@ -19,6 +19,7 @@ share of training:
 import codecs
 import dataclasses
 import functools
+import glob
 import gzip
 import hashlib
 import itertools
@@ -35,6 +36,7 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 
 from transformer_jax.heartbeat import heartbeat
+from transformer_jax.paths import local_path
 
 
 class Pair(NamedTuple):
@@ -120,7 +122,7 @@ def parse_corpora(
       language_tags: begin each source with a tag of its target language.
     """
     corpora = []
-    for item in re.split(rf",(?=(?:{'|'.join(_KINDS)}):)", names):
+    for item in re.split(rf",\s*(?=(?:{'|'.join(_KINDS)}):)", names.strip()):
         corpus = Corpus(item, source_language, target_language, max_pairs=max_pairs)
         while option := _OPTION.fullmatch(corpus.name):
             if option["weight"]:
@@ -133,6 +135,8 @@ def parse_corpora(
             raise ValueError(
                 f"corpus {item!r} is none of text:PREFIX, tsv:FILE, tfds:NAME:SPLIT, numbers:SPLIT"
             )
+        if kind in ("text", "tsv"):
+            corpus.name = f"{kind}:{local_path(rest)}"
         corpus.tag = language_tag(corpus.target_language) if language_tags else ""
         corpora.append(corpus)
     if len({corpus.weight > 0 for corpus in corpora}) > 1:
@@ -228,9 +232,36 @@ def _text_files(prefix: str, *languages: str) -> list[str]:
         paths = [f"{prefix}.{language}{suffix}" for suffix in ("", *_OPENERS)]
         found = next(filter(os.path.isfile, paths), None)
         if found is None:
-            raise FileNotFoundError(f"there is no file {paths[0]} (nor with .gz or .xz)")
+            raise FileNotFoundError(_missing(prefix, language, languages))
         files.append(found)
     return files
+
+
+def _missing(prefix: str, language: str, languages: tuple[str, ...]) -> str:
+    """A sentence about a side's file that is not there, with those that are."""
+    sentence = f"there is no file {prefix}.{language} (nor with .gz or .xz)"
+    path = pathlib.Path(prefix)
+    for suffix in (f".{name}{packed}" for name in languages for packed in ("", *_OPENERS)):
+        if prefix.endswith(suffix):
+            return f"{sentence}: PREFIX is without the suffix, text:{prefix.removesuffix(suffix)}"
+    there = sorted(map(str, path.parent.glob(f"{glob.escape(path.name)}.*")))
+    return sentence + (f", only {', '.join(there)}" if there else "") + _hint(language)
+
+
+# Countries whose code is taken for that of their language.
+_LANGUAGES = dict(
+    x.split(":")
+    for x in (
+        "kr:ko jp:ja cn:zh tw:zh gr:el ua:uk cz:cs dk:da se:sv vn:vi br:pt rs:sr il:he ir:fa in:hi "
+        "ee:et si:sl al:sq by:be ge:ka kz:kk mx:es at:de gb:en us:en"
+    ).split()
+)
+
+
+def _hint(language: str) -> str:
+    """The code of the language that a country's code was taken for, as a question, or ""."""
+    known = _LANGUAGES.get(language.lower())
+    return f"; did you mean {known}?" if known else ""
 
 
 def _read_text(prefix: str, *languages: str) -> Iterator[tuple[str, str]]:
@@ -303,7 +334,7 @@ def _read_numbers(split: str, *languages: str) -> Iterator[tuple[str, str]]:
         if language not in CONVERTER_CLASSES:
             raise ValueError(
                 f"num2words has no language {language!r}, only "
-                f"{', '.join(sorted(CONVERTER_CLASSES))}"
+                f"{', '.join(sorted(CONVERTER_CLASSES))}{_hint(language)}"
             )
     for number, without in zip(numbers.tolist(), without_commas):
         try:

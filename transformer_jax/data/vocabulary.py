@@ -15,6 +15,7 @@ import random
 import re
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import sentencepiece
 from sentencepiece import sentencepiece_model_pb2 as protocol
@@ -121,6 +122,23 @@ class Vocabulary:
     def fingerprint(self) -> str:
         """A hash, equal for equal vocabularies."""
         return hashlib.sha256(self.model).hexdigest()
+
+    def settings(self) -> dict[str, Any]:
+        """What it is, by the fields of `DataConfig` that a vocabulary is trained by."""
+        model = protocol.ModelProto.FromString(self.model)
+        spec, size = model.trainer_spec, {"vocab_size": len(self)}
+        if all(piece.type != piece.NORMAL for piece in model.pieces):
+            return {"vocabulary_kind": "bytes"}
+        if spec.model_type == spec.WORD:
+            return size | {"vocabulary_kind": "symbols"}
+        if spec.model_type not in (spec.UNIGRAM, spec.BPE):  # of single characters
+            return size
+        known = self.normalization in NORMALIZATIONS
+        return size | {
+            "vocabulary_kind": "unigram" if spec.model_type == spec.UNIGRAM else "bpe",
+            "byte_fallback": spec.byte_fallback,
+            **({"normalization": self.normalization} if known else {}),
+        }
 
     def __len__(self) -> int:
         return len(self._processor)

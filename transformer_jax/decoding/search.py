@@ -131,11 +131,11 @@ def first_state(
     width, (batch, max_length) = strategy.beam_size, demands.prefix_BT.shape
     context, cache = model.start(memory, width, max_length)
     tokens_BWT = jnp.full((batch, width, max_length), strategy.pad, jnp.int32)
-    lowest_BW = jnp.full((batch, width), _LOWEST)
+    lowest_BW = jnp.full((batch, width), _LOWEST, jnp.float32)
     coverage_BWS = None
     if strategy.coverage:
         # What stands for padding is covered from the start.
-        coverage_BWS = jnp.repeat(jnp.where(source_BS, 0.0, 1.0)[:, None], width, axis=1)
+        coverage_BWS = jnp.repeat(1 - source_BS.astype(jnp.float32)[:, None], width, axis=1)
     # All hypotheses are equal at first: in a beam only one may live, or it stays W equals.
     log_probs_BW = jnp.zeros_like(lowest_BW) if strategy.sample else lowest_BW.at[:, 0].set(0.0)
     return State(
@@ -283,7 +283,8 @@ def _advance_samples(model, state: State, weights: Weights, strategy: Strategy) 
 
 
 def _gumbel(seed: jax.Array, position: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    return jax.random.gumbel(jax.random.fold_in(jax.random.key(seed), position), shape)
+    key = jax.random.fold_in(jax.random.key(seed), position)
+    return jax.random.gumbel(key, shape, jnp.float32)
 
 
 def _step(model, state: State):

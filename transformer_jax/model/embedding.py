@@ -37,7 +37,7 @@ class TiedEmbedding(nnx.Module):
         # Standard deviation D^-0.5: the scale of sqrt(D) then gives embeddings of unit variance.
         init = init or nnx.initializers.normal(model_dim**-0.5)
         self.table = nnx.Param(init(rngs.params(), (vocab_size, model_dim), jnp.float32))
-        self.bias = nnx.Param(jnp.zeros(vocab_size)) if output_bias else None
+        self.bias = nnx.Param(jnp.zeros(vocab_size, jnp.float32)) if output_bias else None
         self.dtype = dtype
 
     def look_up(self, ids_BT: jax.Array) -> jax.Array:

@@ -58,7 +58,7 @@ class GlobalAttention(nnx.Module):
         self.query = None if score == "dot" else projection()
         adds = score in ("concat", "additive")
         self.key = projection() if adds else None
-        self.vector = nnx.Param(init.vector(rngs.params(), (dim,))) if adds else None
+        self.vector = nnx.Param(init.vector(rngs.params(), (dim,), jnp.float32)) if adds else None
         self.dtype = dtype
 
     def project(self, value_BMD: jax.Array, real_BM: jax.Array) -> Attended:

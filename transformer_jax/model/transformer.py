@@ -315,7 +315,7 @@ class Transformer(nnx.Module):
           return_attention: also return the cross weights [L, B, H, W, S].
         """
         batch, width = token_BW.shape
-        slot_R = jnp.tile(jnp.arange(width), batch)
+        slot_R = jnp.tile(jnp.arange(width, dtype=jnp.int32), batch)
         slots_RM = cache.at[jnp.arange(slot_R.size), jnp.repeat(position_B, width)].set(slot_R)
         history_mask_BWN = _own_history(slots_RM, position_B, width)
         write = functools.partial(_write, position_B=position_B)
@@ -351,7 +351,7 @@ def _write(history_BHNK: jax.Array, new_BHWK: jax.Array, position_B: jax.Array) 
     """The history with the entries of each sentence's own position, which stand side by side."""
 
     def write(history_HNK, new_HWK, position):
-        start = (0, position * new_HWK.shape[1], 0)
-        return jax.lax.dynamic_update_slice(history_HNK, new_HWK, start)
+        start = position * new_HWK.shape[1]
+        return jax.lax.dynamic_update_slice_in_dim(history_HNK, new_HWK, start, axis=1)
 
     return jax.vmap(write)(history_BHNK, new_BHWK, position_B)

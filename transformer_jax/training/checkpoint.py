@@ -24,6 +24,8 @@ from orbax.checkpoint import checkpoint_managers
 from transformer_jax.config import Config
 from transformer_jax.data.vocabulary import Vocabulary
 from transformer_jax.model.build import build
+from transformer_jax.paths import local_folder
+from transformer_jax.training.parallel import check_devices
 
 CONFIG_FILE, VOCABULARY_FILE, FOLDER = "config.json", "vocabulary.model", "checkpoints"
 
@@ -252,7 +254,8 @@ def load_run(
       FileNotFoundError: there is no run or no checkpoint.
       ValueError: no such or no sound checkpoint.
     """
-    workdir = pathlib.Path(workdir)
+    check_devices()
+    workdir = local_folder(workdir)
     if not (workdir / CONFIG_FILE).is_file():
         raise FileNotFoundError(f"{workdir} is not the workdir of a run: it has no {CONFIG_FILE}")
     config = read_config(workdir)

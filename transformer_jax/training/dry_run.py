@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import pathlib
 import tempfile
 import time
 from collections.abc import Iterator
@@ -12,6 +11,7 @@ import numpy as np
 
 from transformer_jax.config import Config
 from transformer_jax.data.token_store import REASONS, Side, TokenStore
+from transformer_jax.paths import local_folder
 from transformer_jax.training.programs import usable_memory
 from transformer_jax.training.trainer import Trainer
 from transformer_jax.training.workdir import check_owner
@@ -29,7 +29,7 @@ def dry_run(config: Config, workdir: str | os.PathLike) -> int:
     Raises:
       ValueError, OSError: as training would.
     """
-    check_owner(pathlib.Path(workdir), config)
+    check_owner(local_folder(workdir), config)
     start = time.monotonic()
     with tempfile.TemporaryDirectory() as aside, contextlib.closing(Trainer(config, aside)) as run:
         opened = time.monotonic() - start

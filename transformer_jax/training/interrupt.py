@@ -2,6 +2,7 @@
 
 import logging
 import signal
+import threading
 from types import FrameType
 
 logger = logging.getLogger(__name__)
@@ -12,15 +13,20 @@ class Interrupted(Exception):
 
 
 class Interrupt:
-    """Context in which the first SIGINT or SIGTERM is noted; a second SIGINT ends at once."""
+    """Context in which the first SIGINT or SIGTERM is noted; a second SIGINT ends at once.
+
+    In a thread other than the main one it notes nothing.
+    """
 
     def __init__(self):
         self.signal: signal.Signals | None = None
         self._old: dict[int, object] = {}
 
     def __enter__(self) -> "Interrupt":
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._old[number] = signal.signal(number, self._note)
+        # Elsewhere Python takes no handlers: who started the thread decides when it ends.
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._old[number] = signal.signal(number, self._note)
         return self
 
     def __exit__(self, *_) -> None:

@@ -21,6 +21,7 @@ from transformer_jax.config import Config
 from transformer_jax.data.corpus import parse_corpora
 from transformer_jax.decoding.translator import Translator
 from transformer_jax.evaluation import score_translator, summary
+from transformer_jax.paths import local_folder
 from transformer_jax.training.checkpoint import quiet_orbax
 from transformer_jax.training.interrupt import Interrupt, Interrupted
 from transformer_jax.training.metrics import report_line
@@ -74,16 +75,18 @@ def train(
       ValueError, OSError: what the user can mend, in one sentence.
     """
     with _reports():
-        return _train(config, pathlib.Path(workdir), profile_steps)
+        return _train(config, local_folder(workdir), profile_steps)
 
 
 def _train(
     config: Config, workdir: pathlib.Path, profile_steps: tuple[int, int] | None
 ) -> TrainingResult:
     start = time.monotonic()
+    _check_profile(profile_steps, 0, config)
     trainer = Trainer(config, workdir)
     with Interrupt() as interrupt:
         with contextlib.closing(trainer), _progress_bar(trainer) as bar:
+            _check_profile(profile_steps, trainer.step, config)
             trainer.on_report = functools.partial(_show, bar, config.training.label_smoothing > 0)
             run_to_end(trainer, interrupt, bar, profile_steps)
             step = trainer.step
@@ -155,6 +158,15 @@ def run_to_end(
         else:
             trainer.advance()
             bar.update()
+
+
+def _check_profile(steps: tuple[int, int] | None, done: int, config: Config) -> None:
+    last = config.training.num_steps
+    if steps and not done < steps[0] <= last:
+        raise ValueError(
+            f"--profile_steps={steps[0]}:{steps[1]} has no effect: the run goes on after step "
+            f"{done} and ends with step {last}"
+        )
 
 
 def _profile(trainer: Trainer, bar: tqdm, last: int) -> None:

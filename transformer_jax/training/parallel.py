@@ -10,6 +10,18 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 AXIS = "data"  # the named axis that a step's sums are reduced over
 
 
+def check_devices() -> None:
+    """ValueError, in one sentence, where JAX finds no device, or none that JAX_PLATFORMS names."""
+    try:
+        jax.local_devices()
+    except (RuntimeError, AssertionError) as error:  # the latter without words
+        asked = f"JAX_PLATFORMS={jax.config.jax_platforms}" if jax.config.jax_platforms else "JAX"
+        why = str(error).partition(" (set ")[0] or "no such backend is installed"
+        raise ValueError(
+            f"{asked} finds no device here: {why} (JAX_PLATFORMS=cpu computes on the CPU)"
+        ) from None
+
+
 def parallel(step: Callable, *, donate_state: bool = False) -> Callable:
     """Compiles step(state, batch), a per-device function, for all local devices.
 

@@ -5,7 +5,6 @@ import dataclasses
 import logging
 import math
 import os
-import pathlib
 import time
 from collections.abc import Callable
 from typing import Any
@@ -15,11 +14,13 @@ import numpy as np
 from flax import nnx
 
 from transformer_jax.config import Config
+from transformer_jax.data.vocabulary import Vocabulary
 from transformer_jax.decoding.engine import Models
 from transformer_jax.decoding.translator import Translator
 from transformer_jax.evaluation import score_translator, summary
 from transformer_jax.heartbeat import heartbeat
 from transformer_jax.model.build import build
+from transformer_jax.paths import local_folder
 from transformer_jax.training.checkpoint import (
     Checkpoints,
     abstract_model,
@@ -29,7 +30,7 @@ from transformer_jax.training.checkpoint import (
 )
 from transformer_jax.training.metrics import Meter, MetricLog
 from transformer_jax.training.optimizer import learning_rate_schedule, make_optimizer
-from transformer_jax.training.parallel import parallel, place, replicate
+from transformer_jax.training.parallel import check_devices, parallel, place, replicate
 from transformer_jax.training.prefetch import Prefetcher
 from transformer_jax.training.programs import Programs, largest_batch, usable_memory
 from transformer_jax.training.step import TrainState, make_train_step
@@ -80,13 +81,15 @@ class Trainer:
         """
         if not isinstance(config, Config):
             raise ValueError(f"the config is {config!r}; a transformer_jax.Config was wanted")
-        self.config, self.workdir = config.validate(), pathlib.Path(workdir)
+        config.validate()
+        check_devices()
+        self.workdir = local_folder(workdir)
         self.on_report: Callable[[int, dict[str, float]], None] = lambda step, report: None
         self._pending: tuple[int, dict] | None = None
         self._unreported: tuple[int, dict] | None = None
         with contextlib.ExitStack() as opened:
             opened.enter_context(locked(self.workdir))
-            check_owner(self.workdir, config)
+            self.config = config = check_owner(self.workdir, config)
             self.data: RunData = load_data(self.workdir, config)
             self.checkpoints = Checkpoints(
                 self.workdir, config.training.keep_checkpoints, create=True
@@ -187,7 +190,7 @@ class Trainer:
                 f"no checkpoint in {self.checkpoints.folder} is sound; move it away to start anew"
             )
         if self.config.training.init_from:
-            params = _initial_from(self.config.training.init_from, params)
+            params = _initial_from(self.config.training.init_from, params, self.data.vocabulary)
         return replicate(TrainState(np.int32(0), params, jax.jit(optimizer.init)(params))), progress
 
     def _log_schedule(self, schedule: Callable[[int], Any]) -> None:
@@ -325,9 +328,15 @@ def _initial(config: Config, vocab_size: int) -> tuple[nnx.GraphDef, Any]:
     return abstract_model(config, vocab_size)[0], jax.jit(parameters)()
 
 
-def _initial_from(workdir: str, like: Any) -> Any:
-    """Parameters of another run, which must be of the same shapes."""
-    _, _, _, params = load_run(workdir)
+def _initial_from(workdir: str, like: Any, vocabulary: Vocabulary) -> Any:
+    """Parameters of another run, which must be of the same shapes and vocabulary."""
+    _, other, _, params = load_run(workdir)
+    if other.fingerprint() != vocabulary.fingerprint():
+        raise ValueError(
+            f"config.training.init_from={workdir!r} has another vocabulary than this run, so "
+            "that its parameters belong to other pieces: leave config.data.vocabulary out, in a "
+            "new workdir, and the vocabulary is that run's as well"
+        )
     shapes, wanted = (
         {name: x.shape for name, x in flatten(tree).items()} for tree in (params, like)
     )

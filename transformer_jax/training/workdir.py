@@ -1,6 +1,7 @@
 """The workdir of a run: whose it is, its vocabulary, and the tokens of its corpora."""
 
 import contextlib
+import copy
 import fcntl
 import functools
 import hashlib
@@ -14,8 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from transformer_jax.cache import cache_folder
-from transformer_jax.config import Config, differences
+from transformer_jax.config import Config, DataConfig, differences
 from transformer_jax.data.array_files import Writer, open_or_build
 from transformer_jax.data.batching import Batches
 from transformer_jax.data.corpus import Corpus, Pair, parse_corpora
@@ -24,6 +24,7 @@ from transformer_jax.data.rows import Growth, Shape, bucketed_rows, packed_rows
 from transformer_jax.data.token_store import Filters, TokenStore, open_store
 from transformer_jax.data.vocabulary import Vocabulary
 from transformer_jax.heartbeat import heartbeat
+from transformer_jax.paths import cache_folder, local_folder, local_path
 from transformer_jax.training.checkpoint import CONFIG_FILE, FOLDER, VOCABULARY_FILE, read_config
 
 logger = logging.getLogger(__name__)
@@ -47,8 +48,9 @@ class RunData(NamedTuple):
         return zlib.crc32(repr(parts).encode())
 
 
-def check_owner(workdir: pathlib.Path, config: Config) -> None:
-    """Checks that a workdir is new or this config's; ValueError says what differs."""
+def check_owner(workdir: pathlib.Path, config: Config) -> Config:
+    """The config as its workdir keeps it; ValueError where that is a run of another config."""
+    config = with_named_vocabulary(workdir, config)
     if (workdir / CONFIG_FILE).exists():
         changed = differences(read_config(workdir), config)
         if changed:
@@ -59,6 +61,31 @@ def check_owner(workdir: pathlib.Path, config: Config) -> None:
             )
     elif any((workdir / FOLDER).glob("[0-9]*")):
         raise ValueError(f"{workdir} has checkpoints but no {CONFIG_FILE} that says of what")
+    return config
+
+
+def with_named_vocabulary(workdir: pathlib.Path, config: Config) -> Config:
+    """The config with the kind and size of the vocabulary that it names in place of defaults.
+
+    ValueError where it says others: no vocabulary is trained by them.
+    """
+    path = _vocabulary_file(workdir, config)
+    kept = [read_config(workdir)] if (workdir / CONFIG_FILE).exists() else []
+    if path is None or not any(x.data.vocabulary or x.training.init_from for x in [config, *kept]):
+        return config
+    config = copy.deepcopy(config)
+    for name, own in Vocabulary.load(path).settings().items():
+        value = getattr(config.data, name)
+        if name == "vocab_size" and config.data.vocabulary_kind == "symbols":
+            own = max(own, value)  # of symbols there may be fewer
+        if value not in (own, getattr(DataConfig, name)):
+            raise ValueError(
+                f"config.data.{name}={value} has no effect beside the vocabulary {path}, whose "
+                f"{name} is {own}: leave it out, or config.data.vocabulary and "
+                "config.training.init_from"
+            )
+        setattr(config.data, name, own)
+    return config.validate()
 
 
 @contextlib.contextmanager
@@ -106,7 +133,7 @@ def load_data(workdir: pathlib.Path, config: Config) -> RunData:
     data = config.data
     if not data.train:
         raise ValueError("config.data.train names no corpus")
-    cache = pathlib.Path(data.cache_dir) if data.cache_dir else cache_folder("data")
+    cache = local_folder(data.cache_dir) if data.cache_dir else cache_folder("data")
     parse = functools.partial(
         parse_corpora,
         source_language=data.source_language,
@@ -114,6 +141,11 @@ def load_data(workdir: pathlib.Path, config: Config) -> RunData:
         language_tags=data.language_tags,
     )
     corpora = parse(data.train, max_pairs=data.max_pairs)
+    if data.temperature != 1 and (len(corpora) == 1 or corpora[0].weight):
+        raise ValueError(
+            f"config.data.temperature={data.temperature} needs a mixture without weights, which "
+            f"config.data.train={data.train} is not (or leave it at its default, 1.0)"
+        )
     valid_corpora = parse(data.valid) if data.valid else []
     test_corpora = parse(data.test) if data.test else []
     vocabulary = _vocabulary(workdir, config, corpora, cache)
@@ -159,17 +191,24 @@ def training_batches(config: Config, data: RunData) -> Callable[[int], Batches]:
     )
 
 
+def _vocabulary_file(workdir: pathlib.Path, config: Config) -> pathlib.Path | None:
+    """The workdir's own vocabulary, or the one that the config names, or None."""
+    if (workdir / CONFIG_FILE).exists():
+        return workdir / VOCABULARY_FILE
+    if config.data.vocabulary:
+        return pathlib.Path(local_path(config.data.vocabulary))
+    if config.training.init_from:
+        return pathlib.Path(local_path(config.training.init_from)) / VOCABULARY_FILE
+    return None
+
+
 def _vocabulary(
     workdir: pathlib.Path, config: Config, corpora: list[Corpus], cache: pathlib.Path
 ) -> Vocabulary:
     """The workdir's own, or the one that the config names, or one trained on the corpora."""
     data = config.data
-    if (workdir / CONFIG_FILE).exists():
-        return Vocabulary.load(workdir / VOCABULARY_FILE)
-    if data.vocabulary:
-        return Vocabulary.load(data.vocabulary)
-    if config.training.init_from:
-        return Vocabulary.load(pathlib.Path(config.training.init_from) / VOCABULARY_FILE)
+    if path := _vocabulary_file(workdir, config):
+        return Vocabulary.load(path)
     options = {"byte_fallback": data.byte_fallback, "normalization": data.normalization}
     options["tags"] = sorted({corpus.tag for corpus in corpora} - {""})
     contents = [corpus.fingerprint() for corpus in corpora]

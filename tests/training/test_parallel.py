@@ -1,0 +1,50 @@
+"""What there is to compute on."""
+
+import jax
+import pytest
+
+from transformer_jax import Config, Translator, train
+from transformer_jax.compare.comparison import Budget, compare
+from transformer_jax.training.dry_run import dry_run
+
+STARTS = {
+    "train": lambda workdir: train(config(), workdir),
+    "dry run": lambda workdir: dry_run(config(), workdir),
+    "decode": lambda workdir: Translator.from_workdir(workdir),
+}
+CONFIG = """
+from transformer_jax.config import Config
+
+def get_config():
+    config = Config()
+    config.data.train = config.data.test = "text:nowhere"
+    return config
+"""
+
+
+def config() -> Config:
+    """With a corpus that does not exist, which is told later."""
+    config = Config()
+    config.data.train = "text:nowhere"
+    return config
+
+
+@pytest.mark.parametrize("error", [RuntimeError("no backend (set JAX_X)"), AssertionError()])
+@pytest.mark.parametrize("start", STARTS)
+def test_a_device_that_is_not_there_is_told_first(start, error, tmp_path, monkeypatch):
+    def none():
+        raise error
+
+    monkeypatch.setattr(jax, "local_devices", none)
+    told = r"JAX_PLATFORMS=\w+ finds no device here: no (such )?backend( is installed)? \(JAX_PL"
+    with pytest.raises(ValueError, match=told):
+        STARTS[start](tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_comparison_without_a_device_is_told_first(tmp_path, monkeypatch):
+    """By a process that looks for one as its runs do."""
+    (tmp_path / "a.py").write_text(CONFIG)
+    monkeypatch.setenv("JAX_PLATFORMS", "cuda")
+    with pytest.raises(ValueError, match="JAX_PLATFORMS=cuda finds no device here: "):
+        compare([str(tmp_path / "a.py")], tmp_path / "work", Budget(1000))

@@ -1,0 +1,75 @@
+"""Whose a workdir is, and what its config says of its vocabulary."""
+
+import pytest
+
+from transformer_jax.config import Config, DataConfig, TrainingConfig
+from transformer_jax.data.corpus import Pair
+from transformer_jax.data.vocabulary import Vocabulary
+from transformer_jax.training.workdir import check_owner, keep
+
+PAIRS = [Pair(f"{a} {b}", f"{b} {c}") for a in "abcd" for b in "efgh" for c in "ijkl"]
+KINDS = {
+    "unigram": {"vocab_size": 20},
+    "bpe": {"vocab_size": 280, "byte_fallback": True},
+    "bytes": {},
+    "symbols": {"vocab_size": 16},
+}
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def named(request, tmp_path_factory):
+    """A vocabulary's kind and file, in a folder that a run might have left."""
+    path = tmp_path_factory.mktemp(request.param) / "vocabulary.model"
+    options = {"vocab_size": 100} | KINDS[request.param]
+    Vocabulary.train([PAIRS], kind=request.param, **options).save(path)
+    return request.param, path
+
+
+def config_of(by: str, path, **data) -> Config:
+    """A config that names a vocabulary by itself, or by the run that has it."""
+    if by == "vocabulary":
+        return Config(data=DataConfig(vocabulary=str(path), **data))
+    return Config(data=DataConfig(**data), training=TrainingConfig(init_from=str(path.parent)))
+
+
+@pytest.mark.parametrize("by", ["vocabulary", "init_from"])
+def test_the_kept_config_says_what_the_named_vocabulary_is(named, tmp_path, by):
+    kind, path = named
+    kept = check_owner(tmp_path, config_of(by, path))
+    expected = {"vocabulary_kind": kind} | KINDS[kind]
+    if kind == "symbols":  # at most so many, as where it was trained
+        expected["vocab_size"] = DataConfig().vocab_size
+    assert kept.data == DataConfig(vocabulary=kept.data.vocabulary, **expected)
+    keep(tmp_path, kept, Vocabulary.load(path))
+    # The same command goes on, and one that says what is so.
+    assert check_owner(tmp_path, config_of(by, path)) == kept
+    assert check_owner(tmp_path, config_of(by, path, **expected)) == kept
+    # The vocabulary is the workdir's own by now.
+    assert check_owner(tmp_path, Config()).data.vocabulary_kind == kind
+    with pytest.raises(ValueError, match="belongs to a run of another config: config.seed: 0 -> 1"):
+        check_owner(tmp_path, Config(seed=1))
+
+
+@pytest.mark.parametrize("by", ["vocabulary", "init_from"])
+@pytest.mark.parametrize("resumed", [False, True])
+def test_another_vocabulary_than_the_named_is_refused(named, tmp_path, by, resumed):
+    kind, path = named
+    if resumed:
+        keep(tmp_path, check_owner(tmp_path, config_of(by, path)), Vocabulary.load(path))
+    wrong = {"vocabulary_kind": "symbols" if kind == "bpe" else "bpe"}
+    told = f"config.data.vocabulary_kind={wrong['vocabulary_kind']} .* vocabulary_kind is {kind}: "
+    if kind == "unigram":
+        wrong, told = {"byte_fallback": True}, "byte_fallback=True .*byte_fallback is False: leave"
+    with pytest.raises(ValueError, match=told):
+        check_owner(tmp_path, config_of(by, path, **wrong))
+    if kind != "bytes":
+        size = len(Vocabulary.load(path))
+        with pytest.raises(ValueError, match=rf"vocab_size=10 .*vocab_size is {size}: leave"):
+            check_owner(tmp_path, config_of(by, path, vocab_size=10))
+
+
+def test_what_a_named_vocabulary_cannot_do_is_refused(tmp_path):
+    path = tmp_path / "vocabulary.model"
+    Vocabulary.train([PAIRS], 300, "bytes").save(path)
+    with pytest.raises(ValueError, match=r"sampling_alpha=0\.1 needs .*not bytes"):
+        check_owner(tmp_path / "run", config_of("vocabulary", path, sampling_alpha=0.1))
