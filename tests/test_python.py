@@ -30,7 +30,7 @@ def test_training_reports_and_leaves_a_translator_without_a_word_of_the_librarie
     assert json.loads(process.stdout.splitlines()[-1]) == [6, None, 0, 3]
     assert "To translate" not in process.stdout
     lines = re.split("[\r\n]+", process.stderr.strip())
-    assert any("step 2: loss" in line for line in lines)
+    assert any("step 2: smoothed loss" in line for line in lines)
     assert any(re.fullmatch(r"trained to step 6 in \d+ s", line) for line in lines)
     assert "told no more" not in process.stderr
     assert not re.search("WARNING|INFO|ERROR|absl|[Oo]rbax|Warning", process.stderr)
