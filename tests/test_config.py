@@ -126,6 +126,7 @@ EFFECTIVE |= {
     "model.context": lambda c: c.model.kind != "transformer" and c.model.attention == "none",
     "data.vocab_size": lambda c: c.data.vocabulary_kind != "bytes",
     "data.byte_fallback": lambda c: c.data.vocabulary_kind in ("unigram", "bpe"),
+    "data.normalization": lambda c: c.data.vocabulary_kind in ("unigram", "bpe"),
     "data.sampling_alpha": lambda c: c.data.vocabulary_kind in ("unigram", "bpe"),
     "data.source_row_length": lambda c: c.data.batching == "packed",
     "data.target_row_length": lambda c: c.data.batching == "packed",

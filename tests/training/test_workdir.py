@@ -9,10 +9,17 @@ from transformer_jax.training.workdir import check_owner, keep
 
 PAIRS = [Pair(f"{a} {b}", f"{b} {c}") for a in "abcd" for b in "efgh" for c in "ijkl"]
 KINDS = {
-    "unigram": {"vocab_size": 20},
+    "unigram": {"vocab_size": 20, "byte_fallback": False, "normalization": "nfkc"},
     "bpe": {"vocab_size": 280, "byte_fallback": True},
     "bytes": {},
     "symbols": {"vocab_size": 16},
+}
+# Fields that say something else, and what the vocabulary is.
+WRONG = {
+    "unigram": [("vocabulary_kind", "bpe", "unigram"), ("normalization", "identity", "nfkc")],
+    "bpe": [("vocabulary_kind", "symbols", "bpe"), ("byte_fallback", False, True)],
+    "bytes": [("vocabulary_kind", "bpe", "bytes")],
+    "symbols": [("vocabulary_kind", "bpe", "symbols")],
 }
 
 
@@ -56,12 +63,11 @@ def test_another_vocabulary_than_the_named_is_refused(named, tmp_path, by, resum
     kind, path = named
     if resumed:
         keep(tmp_path, check_owner(tmp_path, config_of(by, path)), Vocabulary.load(path))
-    wrong = {"vocabulary_kind": "symbols" if kind == "bpe" else "bpe"}
-    told = f"config.data.vocabulary_kind={wrong['vocabulary_kind']} .* vocabulary_kind is {kind}: "
-    if kind == "unigram":
-        wrong, told = {"byte_fallback": True}, "byte_fallback=True .*byte_fallback is False: leave"
-    with pytest.raises(ValueError, match=told):
-        check_owner(tmp_path, config_of(by, path, **wrong))
+    for name, value, own in WRONG[kind]:
+        with pytest.raises(
+            ValueError, match=rf"data\.{name}={value} .*, whose {name} is {own}: leave"
+        ):
+            check_owner(tmp_path, config_of(by, path, **{name: value}))
     if kind != "bytes":
         size = len(Vocabulary.load(path))
         with pytest.raises(ValueError, match=rf"vocab_size=10 .*vocab_size is {size}: leave"):

@@ -74,10 +74,11 @@ def with_named_vocabulary(workdir: pathlib.Path, config: Config) -> Config:
     if path is None or not any(x.data.vocabulary or x.training.init_from for x in [config, *kept]):
         return config
     config = copy.deepcopy(config)
-    for name, own in Vocabulary.load(path).settings().items():
+    settings = Vocabulary.load(path).settings()
+    if settings.get("vocabulary_kind") == "symbols":  # of which there may be fewer
+        settings["vocab_size"] = max(settings["vocab_size"], config.data.vocab_size)
+    for name, own in settings.items():
         value = getattr(config.data, name)
-        if name == "vocab_size" and config.data.vocabulary_kind == "symbols":
-            own = max(own, value)  # of symbols there may be fewer
         if value not in (own, getattr(DataConfig, name)):
             raise ValueError(
                 f"config.data.{name}={value} has no effect beside the vocabulary {path}, whose "
