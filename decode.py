@@ -94,18 +94,9 @@ flags.register_validator("workdir", all, "the name of a folder was wanted")
 
 def main(_) -> None:
     _check_flags()
-    from transformer_jax.data.corpus import open_text, parse_corpora, raw_lines
+    from transformer_jax.data.corpus import open_text, raw_lines
     from transformer_jax.decoding.attention_lines import AttentionLines, check_page
-    from transformer_jax.decoding.stream import (
-        MOST,
-        Texts,
-        Writer,
-        arriving,
-        decoded,
-        pairs_of,
-        score_pairs,
-        translate_lines,
-    )
+    from transformer_jax.decoding.stream import Writer, decoded, score_pairs, translate_lines
     from transformer_jax.decoding.translator import Translator
     from transformer_jax.evaluation import score_translator
 
@@ -122,28 +113,15 @@ def main(_) -> None:
         translator = Translator.from_workdir(
             *_WORKDIR.value, checkpoint=_CHECKPOINT.value, average=_AVERAGE.value
         )
-        data, name = translator.config.data, _INPUT.value or "standard input"
         align = None
         if _ALIGNMENTS.value:
             # The tag that is put before each line is not one of its words.
-            tagged = data.language_tags if _CORPUS.value else bool(_LANGUAGE.value)
+            tags = translator.config.data.language_tags
+            tagged = tags if _CORPUS.value else bool(_LANGUAGE.value)
             align = {"layer": _LAYER.value, "head": _HEAD.value, "skip": int(tagged)}
         # Mistakes are told before the output is opened, and so emptied.
         translator.check(prefix=_PREFIX.value, align=align, **options)
-        if _CORPUS.value:
-            name, languages = _CORPUS.value, (data.source_language, data.target_language)
-            corpora = parse_corpora(name, *languages, language_tags=data.language_tags)
-            corpora = [(corpus, list(corpus)) for corpus in corpora]
-            corpus = [pair for _, pairs in corpora for pair in pairs]
-            pairs = [corpus[i : i + MOST] for i in range(0, len(corpus), MOST)]
-            texts = ([pair.source for pair in group] for group in pairs)
-        else:
-            to_texts = Texts(
-                name, translator.vocabulary, tags=data.language_tags, language=_LANGUAGE.value
-            )
-            groups = arriving(lines, name)
-            texts = to_texts.groups(_one_by_one(groups) if _INTERACTIVE.value else groups)
-            pairs = pairs_of(texts)
+        name, corpora, texts, pairs = _texts(translator, lines)
         attention = None
         if _ATTENTION_HTML.value:
             attention = AttentionLines(translator, name=name, max_length=options.get("max_length"))
@@ -165,6 +143,25 @@ def main(_) -> None:
             more = {"prefixes": prefixes, "attention": attention, "progress": progress}
             with _page(attention):
                 translate_lines(translator, texts, writer, **more, **settings)
+
+
+def _texts(translator, lines: BinaryIO | None):
+    """Where the lines are from, the corpora that they are of, and groups of texts and of pairs."""
+    from transformer_jax.data.corpus import parse_corpora
+    from transformer_jax.decoding.stream import MOST, Texts, arriving, pairs_of
+
+    data, name = translator.config.data, _CORPUS.value or _INPUT.value or "standard input"
+    if _CORPUS.value:
+        languages = data.source_language, data.target_language
+        corpora = parse_corpora(name, *languages, language_tags=data.language_tags)
+        corpora = [(corpus, list(corpus)) for corpus in corpora]
+        corpus = [pair for _, pairs in corpora for pair in pairs]
+        pairs = [corpus[i : i + MOST] for i in range(0, len(corpus), MOST)]
+        return name, corpora, ([pair.source for pair in group] for group in pairs), pairs
+    to_texts = Texts(name, translator.vocabulary, tags=data.language_tags, language=_LANGUAGE.value)
+    groups = arriving(lines, name)
+    texts = to_texts.groups(_one_by_one(groups) if _INTERACTIVE.value else groups)
+    return name, [], texts, pairs_of(texts)
 
 
 @contextlib.contextmanager
