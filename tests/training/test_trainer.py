@@ -418,7 +418,8 @@ def test_parameters_that_are_not_finite_are_told_at_an_evaluation(tmp_path):
 def test_chrf_and_then_the_loss_decide_where_bleu_is_undefined_or_equal(tmp_path, monkeypatch):
     """Also over a restart: what was best is in the checkpoint."""
     config = make_config(
-        data={"valid": "numbers:valid"}, training={"patience": 2, "keep_checkpoints": 1}
+        data={"valid": "numbers:valid"},
+        training={"eval_every": 1, "patience": 2, "keep_checkpoints": 1},
     )
     worse = []
     for chrf, loss in [(0.0, 9.0), (40.0, 9.5), (40.0, 9.2), (39.0, 1.0)]:
