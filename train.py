@@ -47,7 +47,6 @@ def main(_) -> int:
             raise ValueError(
                 f"--profile_steps={_PROFILE_STEPS.value} is not FIRST:LAST, such as 10:20"
             )
-        steps = int(first), int(last)
     result = train(_CONFIG.value, _WORKDIR.value, steps)
     if not result.status:
         command = [_near(sys.executable), _near(pathlib.Path(__file__).with_name("decode.py"))]

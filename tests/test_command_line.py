@@ -1,6 +1,7 @@
 """train.py and decode.py as a user runs them."""
 
 import concurrent.futures
+import io
 import json
 import os
 import random
@@ -248,7 +249,9 @@ def test_a_workdir_of_another_config_says_what_differs(trained):
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
 def test_a_stop_while_the_corpus_is_read_leaves_nothing_half_done(home, tmp_path, name):
     many = [f"--config.data.{x}" for x in ("max_pairs=0", "valid=", f"cache_dir={tmp_path}")]
-    many.append("--config.data.vocabulary_kind=bytes")
+    # Bytes have neither size nor fallback: those of the config file would be refused.
+    many += [f"--config.data.{x}" for x in ("vocabulary_kind=bytes", "vocab_size=8000")]
+    many.append("--config.data.byte_fallback")
     command = ["train.py", f"--config={home / 'tiny.py'}", f"--workdir={tmp_path / 'run'}", *many]
     with start(home, *command) as process:
         until = time.monotonic() + 120
@@ -406,3 +409,9 @@ def test_only_our_own_commands_start_anew_for_huge_pages(monkeypatch, arguments,
     monkeypatch.setattr(sys, "gettrace", lambda: print)
     command_line.use_huge_pages()
     assert len(started) == anew
+
+
+def test_a_notebooks_output_stays_as_it_is(monkeypatch):
+    monkeypatch.setattr(sys, "stdout", io.StringIO())
+    monkeypatch.setattr(sys, "stderr", None)
+    command_line.escape_unprintable()

@@ -75,8 +75,9 @@ def log_to_stderr() -> None:
 
 def escape_unprintable() -> None:
     """Writes characters that the encoding of standard output or error lacks as escapes."""
-    for stream in filter(None, (sys.stdout, sys.stderr)):
-        stream.reconfigure(errors="backslashreplace")
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a notebook's has not, nor one that is closed
+            stream.reconfigure(errors="backslashreplace")
 
 
 def use_huge_pages() -> None:

@@ -194,8 +194,8 @@ class Config(_Fields):
                 "config.data.batching=packed makes them; config.data.batching=bucketed gives each "
                 "pair a row"
             )
-        for _, _, sentence in idle_fields(self):
-            raise ValueError(sentence)
+        if idle := [sentence for _, _, sentence in idle_fields(self)]:
+            raise ValueError("; ".join(idle))
         if model.kind == "transformer" and model.model_dim % model.num_heads:
             raise ValueError(
                 f"config.model.num_heads={model.num_heads} does not divide "

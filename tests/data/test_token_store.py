@@ -2,6 +2,7 @@
 
 import collections
 import contextlib
+import json
 import os
 import pathlib
 import re
@@ -9,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+import zlib
 from collections.abc import Callable
 
 import numpy as np
@@ -160,6 +162,19 @@ def test_targets_that_do_not_come_back_are_counted_with_what_they_lose(open_pair
     assert store.counts["altered"] == 2 and store.lost == {"한": 2, "국": 1}
     assert store.altered == "66.67% (lost: '한' 2, '국' 1)"
     assert open_pairs([Pair("Hund", "Katze")]).altered == "0.00%"
+
+
+def test_a_store_is_the_same_whatever_is_noted_of_it(open_pairs, tmp_path):
+    """A run goes on with the tokens that it began with."""
+    store = open_pairs([Pair("Hund", "Hund 한")])
+    (meta,) = (tmp_path / "cache").glob("tokens-*/meta.json")
+    content = json.loads(meta.read_text())
+    del content["crc32"]
+    content["notes"] = {"altered": 0, "lost": {}}
+    content["crc32"] = zlib.crc32(json.dumps(content).encode())
+    meta.write_text(json.dumps(content))
+    other = open_pairs([Pair("Hund", "Hund 한")])
+    assert other.lost == {} != store.lost and other.fingerprint == store.fingerprint
 
 
 def test_an_empty_corpus_is_an_empty_store(open_pairs):

@@ -330,3 +330,15 @@ def test_a_file_that_is_no_model_is_told(tmp_path, content):
     (tmp_path / "x.model").write_bytes(content)
     with pytest.raises(ValueError, match=r"x\.model is not a SentencePiece model"):
         Vocabulary.load(tmp_path / "x.model")
+
+
+def test_symbols_that_have_no_room_are_told():
+    with pytest.raises(ValueError, match=r"vocab_size=6 leaves no room for symbols: at least 7"):
+        Vocabulary.train([PAIRS], 6, "symbols", tags=TAGS)
+    assert len(Vocabulary.train([PAIRS], 7, "symbols", tags=TAGS)) == 7
+
+
+def test_all_characters_are_spelt_as_a_rule_rewrites_them():
+    corpus = [Pair("ａ ｂ ½ ①", "a b")] * 100
+    vocabulary = Vocabulary.train([corpus], 12, normalization="nmt_nfkc")
+    assert UNK not in vocabulary.encode(["ａ ｂ ½ ①"])[0]

@@ -40,6 +40,9 @@ class Tags:
         space = [] if self.symbols else [4]
         return [space + [UNK if "x" in p else 5 for p in each] + [EOS] for each in pieces]
 
+    def source_text(self, text: str) -> str:
+        return text
+
     def has_piece(self, text: str) -> bool:
         return text in ("<2de>", "<2ko>")
 

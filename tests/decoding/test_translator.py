@@ -326,6 +326,19 @@ def test_options_that_cannot_be_are_told(translator, options, told):
         translator.translate(["a"], **options)
 
 
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"beam_size": "4"}, "^beam_size is '4'; expected a whole number$"),
+        ({"beam_size": 2.5}, "^beam_size is 2.5; expected a whole number$"),
+        ({"length_penalty": "1"}, "^length_penalty is '1'; expected a number$"),
+    ],
+)
+def test_options_of_another_type_are_told(translator, options, told):
+    with pytest.raises(TypeError, match=told):
+        translator.translate(["a"], **options)
+
+
 def test_every_option_is_described():
     names = [field.name for field in dataclasses.fields(SearchOptions)]
     described = SearchOptions.__doc__.partition("Attributes:")[2]
@@ -476,6 +489,15 @@ def test_bytes_are_aligned_by_the_words_they_spell():
     assert found.source_words == ["ab", "c\u00fc"] and found.target_words == ["d", "e"]
     wanted = [[cross_TS[t, :2].sum(), cross_TS[t, 4:7].sum()] for t in (0, 2)]
     np.testing.assert_allclose(found.weights, wanted, rtol=1e-6)
+
+
+def test_spaces_that_end_a_text_or_are_doubled_are_no_words():
+    vocabulary = Vocabulary.train([[("ab cd", "a b")] * 9], 11)
+    source, target = vocabulary.encode(["ab  cd", "a b "])
+    cross_TS = np.ones((len(target), len(source)), np.float32) / len(source)
+    found = alignment.align(vocabulary, source, target, cross_TS)
+    assert found.source_words == ["ab", "cd"] and found.target_words == ["a", "b"]
+    assert len(found.links) == 2
 
 
 def test_limits_are_of_their_lines(translator):

@@ -92,6 +92,7 @@ def test_many_left_out_are_warned_of(config, tmp_path, capsys):
 
 def test_a_vocabulary_of_other_text_is_warned_of(config, tmp_path, capsys):
     other = [list(read_corpus("numbers:valid", "ko", "ko"))]
+    config.data.vocab_size, config.data.byte_fallback = DataConfig.vocab_size, True
     Vocabulary.train(other, 40, "bpe").save(tmp_path / "ko.model")
     said = warnings_of(config, tmp_path, capsys, vocabulary=str(tmp_path / "ko.model"))
     assert "of the training corpus' source side are symbols that the vocabulary does not" in said

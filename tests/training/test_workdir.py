@@ -79,3 +79,28 @@ def test_what_a_named_vocabulary_cannot_do_is_refused(tmp_path):
     Vocabulary.train([PAIRS], 300, "bytes").save(path)
     with pytest.raises(ValueError, match=r"sampling_alpha=0\.1 needs .*not bytes"):
         check_owner(tmp_path / "run", config_of("vocabulary", path, sampling_alpha=0.1))
+
+
+def test_a_run_of_an_older_version_is_told_by_what_its_vocabulary_is(tmp_path):
+    """Its config says nothing of normalization, and of sizes what was not so."""
+    vocabulary = Vocabulary.train([PAIRS], 20, normalization="nmt_nfkc")
+    keep(tmp_path, Config(), vocabulary)
+    with pytest.raises(ValueError, match="normalization: 'nmt_nfkc' -> 'nfc_source'"):
+        check_owner(tmp_path, Config())
+    same = {"vocab_size": 20, "byte_fallback": False, "normalization": "nmt_nfkc"}
+    assert check_owner(tmp_path, Config(data=DataConfig(**same))).data.normalization == "nmt_nfkc"
+
+
+def test_a_run_goes_on_with_its_own_vocabulary_and_parameters(named, tmp_path):
+    kind, path = named
+    other = tmp_path / "other.model"
+    Vocabulary.train([], 0, "bytes", tags=["<2de>"]).save(other)
+    workdir = tmp_path / "run"
+    workdir.mkdir()
+    keep(workdir, check_owner(workdir, config_of("vocabulary", path)), Vocabulary.load(path))
+    path.with_name("moved.model").write_bytes(path.read_bytes())
+    check_owner(workdir, config_of("vocabulary", path.with_name("moved.model")))
+    with pytest.raises(ValueError, match=r"config\.data\.vocabulary has no effect on the run"):
+        check_owner(workdir, config_of("vocabulary", other))
+    with pytest.raises(ValueError, match=r"config\.training\.init_from has no effect on the run"):
+        check_owner(workdir, config_of("init_from", path))

@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 from transformer_jax.config import Config, differences, load_config, with_field
 from transformer_jax.paths import local_path
-from transformer_jax.training.checkpoint import CONFIG_FILE, VOCABULARY_FILE, read_config
-from transformer_jax.training.workdir import with_named_vocabulary
+from transformer_jax.training.checkpoint import CONFIG_FILE, VOCABULARY_FILE
+from transformer_jax.training.workdir import kept_config, with_named_vocabulary
 
 
 class Run(NamedTuple):
@@ -136,7 +136,7 @@ def _content(vocabulary: str) -> str:
 def _check_owner(run: Run) -> None:
     if not (run.workdir / CONFIG_FILE).is_file():
         return
-    before = read_config(run.workdir)
+    before = kept_config(run.workdir)
     config = settled(run, before.training.num_steps)
     changed = differences(before, with_named_vocabulary(run.workdir, config))
     if changed:

@@ -33,7 +33,8 @@ class Arrays(NamedTuple):
 
     arrays: dict[str, np.ndarray]
     record: dict[str, Any]
-    checksum: int  # over all of it, 64 bits
+    checksum: int  # over all of that, 64 bits
+    notes: dict[str, Any]  # of the writer, which the checksum does not depend on
 
 
 class Writer:
@@ -43,6 +44,7 @@ class Writer:
         self._folder = folder
         self._files: dict[str, Any] = {}
         self._arrays: dict[str, dict] = {}
+        self.notes: dict[str, Any] = {}
 
     def append(self, name: str, values: np.ndarray) -> None:
         """Adds values at the end of an array, whose dtype its first values decide."""
@@ -58,7 +60,7 @@ class Writer:
 
     def finish(self, record: dict[str, Any]) -> None:
         """Writes what is still held, and the record."""
-        meta = {"arrays": self._arrays, "record": record}
+        meta = {"arrays": self._arrays, "record": record, "notes": self.notes}
         meta["crc32"] = zlib.crc32(json.dumps(meta).encode())
         with _writing(self._folder.parent):
             for file in self._files.values():
@@ -179,7 +181,7 @@ def _open(folder: pathlib.Path) -> Arrays:
     except (AttributeError, KeyError, TypeError, FileNotFoundError) as error:
         raise ValueError(f"{folder}: {error}") from None
     digest = hashlib.sha256(json.dumps(checksums).encode()).digest()
-    return Arrays(arrays, meta["record"], int.from_bytes(digest[:8]))
+    return Arrays(arrays, meta["record"], int.from_bytes(digest[:8]), meta.get("notes", {}))
 
 
 def _crc32(array: np.ndarray) -> int:

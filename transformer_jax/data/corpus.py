@@ -122,7 +122,7 @@ def parse_corpora(
       language_tags: begin each source with a tag of its target language.
     """
     corpora = []
-    for item in re.split(rf",\s*(?=(?:{'|'.join(_KINDS)}):)", names.strip()):
+    for item in re.split(rf"\s*,\s*(?=(?:{'|'.join(_KINDS)}):)", names.strip()):
         corpus = Corpus(item, source_language, target_language, max_pairs=max_pairs)
         while option := _OPTION.fullmatch(corpus.name):
             if option["weight"]:

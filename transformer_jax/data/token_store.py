@@ -45,7 +45,7 @@ class Side(NamedTuple):
 
 # Why a pair is left out.
 REASONS = ("empty", "too long", "length ratio", "identical")
-_COUNTED = ("pairs", *REASONS, "same", "altered") + tuple(
+_COUNTED = ("pairs", *REASONS, "same") + tuple(
     f"{side} {what}" for side in ("source", "target") for what in ("unknown", "characters")
 )
 
@@ -111,10 +111,10 @@ def open_store(
     key = [_FORMAT, content, vocabulary.fingerprint(), *filters]
     digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:20]
 
-    def build(writer: Writer) -> dict[str, dict[str, int]]:
-        record = _write(tokenize(corpus, vocabulary, filters), writer, _dtype(vocabulary))
+    def build(writer: Writer) -> dict[str, int]:
+        counts = _write(tokenize(corpus, vocabulary, filters), writer, _dtype(vocabulary))
         corpus.check_unchanged(content)
-        return record
+        return counts
 
     return _store(open_or_build(cache / f"tokens-{digest}", f"the tokens of {corpus.name}", build))
 
@@ -124,7 +124,8 @@ def _store(kept: Arrays) -> TokenStore:
         Side(kept.arrays[f"{side}_ids"], kept.arrays[f"{side}_offsets"])
         for side in ("source", "target")
     )
-    return TokenStore(source, target, kept.record["counts"], kept.checksum, kept.record["lost"])
+    counts = kept.record | {"altered": kept.notes["altered"]}
+    return TokenStore(source, target, counts, kept.checksum, kept.notes["lost"])
 
 
 class Chunk(NamedTuple):
@@ -140,8 +141,11 @@ def _dtype(vocabulary: Vocabulary) -> np.dtype:
     return np.dtype(np.uint16 if len(vocabulary) <= 2**16 else np.int32)
 
 
-def _write(chunks: Iterable[Chunk], writer: Writer, dtype: np.dtype) -> dict[str, dict[str, int]]:
-    """Appends all chunks; returns the record of the store: its `counts` and `lost`."""
+def _write(chunks: Iterable[Chunk], writer: Writer, dtype: np.dtype) -> dict[str, int]:
+    """Appends all chunks, and notes what is lost; returns their counts.
+
+    A run goes on with a store of the same tokens and counts, whatever is noted of it.
+    """
     counts: collections.Counter = collections.Counter()
     lost: collections.Counter = collections.Counter()
     ends = {"source": 0, "target": 0}
@@ -156,7 +160,8 @@ def _write(chunks: Iterable[Chunk], writer: Writer, dtype: np.dtype) -> dict[str
         counts.update(chunk.counts)
         lost.update(chunk.lost)
     most_lost = sorted(lost.items(), key=lambda x: (-x[1], x[0]))[:_LOST]
-    return {"counts": {name: counts[name] for name in _COUNTED}, "lost": dict(most_lost)}
+    writer.notes = {"altered": counts["altered"], "lost": dict(most_lost)}
+    return {name: counts[name] for name in _COUNTED}
 
 
 def tokenize(

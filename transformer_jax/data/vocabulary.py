@@ -104,6 +104,9 @@ class Vocabulary:
         while True:
             required = None if byte_fallback or kind == "symbols" else set()
             texts, number = _sample(corpora, size, of_source, required)
+            if required and normalization not in (SOURCES_ALONE, "identity"):
+                rule = sentencepiece.SentencePieceNormalizer(rule_name=normalization)
+                required = set(rule.normalize("".join(sorted(required)))) - {_SPACE}
             if kind == "symbols":
                 return cls(_symbol_model(texts, vocab_size, tags))
             try:
@@ -153,9 +156,11 @@ class Vocabulary:
 
     def encode_sources(self, texts: Sequence[str]) -> list[list[int]]:
         """As `encode`, of texts to be translated, which may be normalised harder."""
-        if self.normalization == SOURCES_ALONE:
-            texts = map(normalized_source, texts)
-        return self.encode(texts)
+        return self.encode(map(self.source_text, texts))
+
+    def source_text(self, text: str) -> str:
+        """A text to be translated, as it is read."""
+        return normalized_source(text) if self.normalization == SOURCES_ALONE else text
 
     def nbest(self, text: str, size: int) -> list[list[int]]:
         """The most probable segmentations of a text by a unigram vocabulary, no end symbol."""
@@ -273,9 +278,14 @@ def _symbol_model(texts: list[str], vocab_size: int, tags: Sequence[str]) -> byt
         del counts[absent]
     if not counts:
         raise ValueError(_NO_TEXT)
-    room = vocab_size - len(model.pieces)
+    if (room := vocab_size - len(model.pieces)) < 1:
+        raise ValueError(
+            f"config.data.vocab_size={vocab_size} leaves no room for symbols: at least "
+            f"{len(model.pieces) + 1}"
+        )
+    total = counts.total()
     for symbol, count in sorted(counts.items(), key=lambda x: (-x[1], x[0]))[:room]:
-        model.pieces.add(piece=_SPACE + symbol, score=math.log(count / counts.total()))
+        model.pieces.add(piece=_SPACE + symbol, score=math.log(count / total))
     return model.SerializeToString()
 
 

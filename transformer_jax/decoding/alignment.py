@@ -78,7 +78,9 @@ def _words(vocabulary: Vocabulary, ids: Sequence[int]) -> tuple[list[str], list[
         vocabulary.decode([token for token, its in zip(ids, of) if its == word]).strip(" ")
         for word in range(number + 1)
     ]
-    return words, of
+    # Spaces that end a text, or follow one another, are no word.
+    order = {word: place for place, word in enumerate(w for w, text in enumerate(words) if text)}
+    return list(filter(None, words)), [order.get(word, -1) for word in of]
 
 
 def _one_hot(numbers: Sequence[int], count: int) -> np.ndarray:

@@ -5,6 +5,7 @@ import difflib
 import functools
 import inspect
 import math
+import numbers
 from collections.abc import Callable
 from typing import Any
 
@@ -69,6 +70,10 @@ class SearchOptions:
             rows=self.rows or defaults.rows,
         )
         for name, least, most in _RANGES:
+            number = numbers.Real if isinstance(least, float) else numbers.Integral
+            if not isinstance(getattr(options, name), number):
+                kind = "number" if isinstance(least, float) else "whole number"
+                raise TypeError(f"{name} is {getattr(options, name)!r}; expected a {kind}")
             if not least <= (value := getattr(options, name)) <= most:
                 raise ValueError(f"{name}={value} must be from {least} to {most}")
         options._check_together(self)

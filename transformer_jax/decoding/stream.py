@@ -16,7 +16,7 @@ import numpy as np
 from tqdm import tqdm
 
 from transformer_jax.data.corpus import language_tag, raw_lines, text_of_line
-from transformer_jax.data.vocabulary import UNK, Vocabulary, normalized_source
+from transformer_jax.data.vocabulary import UNK, Vocabulary
 from transformer_jax.decoding.alignment import Alignment
 from transformer_jax.decoding.attention_lines import AttentionLines
 from transformer_jax.decoding.translator import Hypothesis, Score, Translation, Translator
@@ -258,7 +258,7 @@ def translate_lines(
                 _write_aligned(translator, group, found, writer, n_best, align | options)
             if unknown and not told:
                 first, told = min(unknown), True
-                source = normalized_source(lines[first])
+                source = writer.vocabulary.source_text(lines[first])
                 _warn_unknown(name, done + first + 1, writer.vocabulary, source)
             done += len(lines)
             if len(lines) < len(group):
@@ -320,7 +320,7 @@ def score_pairs(
                 _warn_truncated(name, number)
             if score.unknown and not told:
                 told = True
-                text = f"{normalized_source(source)} {target}"
+                text = f"{writer.vocabulary.source_text(source)} {target}"
                 _warn_unknown(name, number, writer.vocabulary, text)
             writer.score(source, target, score, next(alignments, None))
         writer.output.flush()
@@ -334,7 +334,7 @@ def _warn_truncated(name: str, number: int) -> None:
 def _warn_unknown(name: str, number: int, vocabulary: Vocabulary, text: str) -> None:
     """Tells what of a text the vocabulary does not know: symbols, or characters of its words."""
     found: list[str] = []
-    for word in text.split():
+    for word in filter(None, text.split(" ")):
         *ids, _ = vocabulary.encode([word])[0]
         if UNK in ids:
             # Where words are symbols, one that is unknown is one token, without a space's.

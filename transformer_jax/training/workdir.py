@@ -11,7 +11,7 @@ import math
 import pathlib
 import zlib
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -52,7 +52,9 @@ def check_owner(workdir: pathlib.Path, config: Config) -> Config:
     """The config as its workdir keeps it; ValueError where that is a run of another config."""
     config = with_named_vocabulary(workdir, config)
     if (workdir / CONFIG_FILE).exists():
-        changed = differences(read_config(workdir), config)
+        before = kept_config(workdir)
+        _check_names(workdir, before, config)
+        changed = differences(before, config)
         if changed:
             raise ValueError(
                 f"{workdir} belongs to a run of another config: {'; '.join(changed)} (it goes on "
@@ -74,10 +76,7 @@ def with_named_vocabulary(workdir: pathlib.Path, config: Config) -> Config:
     if path is None or not any(x.data.vocabulary or x.training.init_from for x in [config, *kept]):
         return config
     config = copy.deepcopy(config)
-    settings = Vocabulary.load(path).settings()
-    if settings.get("vocabulary_kind") == "symbols":  # of which there may be fewer
-        settings["vocab_size"] = max(settings["vocab_size"], config.data.vocab_size)
-    for name, own in settings.items():
+    for name, own in _settings(Vocabulary.load(path), config).items():
         value = getattr(config.data, name)
         if value not in (own, getattr(DataConfig, name)):
             raise ValueError(
@@ -87,6 +86,38 @@ def with_named_vocabulary(workdir: pathlib.Path, config: Config) -> Config:
             )
         setattr(config.data, name, own)
     return config.validate()
+
+
+def kept_config(workdir: pathlib.Path) -> Config:
+    """The config of a run; it says what the vocabulary is, which older versions did not."""
+    config, path = read_config(workdir), workdir / VOCABULARY_FILE
+    for name, own in _settings(Vocabulary.load(path), config).items() if path.exists() else ():
+        setattr(config.data, name, own)
+    return config
+
+
+def _settings(vocabulary: Vocabulary, config: Config) -> dict[str, Any]:
+    """What a vocabulary is, as a config says it that it fits."""
+    settings = vocabulary.settings()
+    if settings.get("vocabulary_kind") == "symbols":  # of which there may be fewer
+        settings["vocab_size"] = max(settings["vocab_size"], config.data.vocab_size)
+    return settings
+
+
+def _check_names(workdir: pathlib.Path, before: Config, config: Config) -> None:
+    """ValueError where a run is to go on with a vocabulary or parameters that are not its own."""
+    path = config.data.vocabulary
+    other = path if path != before.data.vocabulary else ""
+    if other and Vocabulary.load(local_path(other)).fingerprint() == (
+        Vocabulary.load(workdir / VOCABULARY_FILE).fingerprint()
+    ):
+        other = ""  # has been moved
+    field = "data.vocabulary" if other else "training.init_from"
+    if other or (config.training.init_from and not before.training.init_from):
+        raise ValueError(
+            f"config.{field} has no effect on the run that {workdir} has already: leave it out, or "
+            "choose another --workdir"
+        )
 
 
 @contextlib.contextmanager
@@ -142,7 +173,8 @@ def load_data(workdir: pathlib.Path, config: Config) -> RunData:
         language_tags=data.language_tags,
     )
     corpora = parse(data.train, max_pairs=data.max_pairs)
-    if data.temperature != 1 and (len(corpora) == 1 or corpora[0].weight):
+    begins = not (workdir / CONFIG_FILE).exists()  # older versions took it without effect
+    if begins and data.temperature != 1 and (len(corpora) == 1 or corpora[0].weight):
         raise ValueError(
             f"config.data.temperature={data.temperature} needs a mixture without weights, which "
             f"config.data.train={data.train} is not (or leave it at its default, 1.0)"
@@ -154,7 +186,7 @@ def load_data(workdir: pathlib.Path, config: Config) -> RunData:
         if corpus.tag and not vocabulary.has_piece(corpus.tag):
             raise ValueError(
                 f"the vocabulary has no symbol {corpus.tag}, which config.data.language_tags puts "
-                f"before each source of {corpus.name}"
+                f"before each source of {corpus.name} (normalization: {vocabulary.normalization})"
             )
         if corpus.weight and corpus not in corpora:
             raise ValueError(f"corpus {corpus.name} is not trained on: its weight has no meaning")
