@@ -415,3 +415,5 @@ def test_a_notebooks_output_stays_as_it_is(monkeypatch):
     monkeypatch.setattr(sys, "stdout", io.StringIO())
     monkeypatch.setattr(sys, "stderr", None)
     command_line.escape_unprintable()
+    print("옛")
+    assert sys.stdout.getvalue() == "옛\n"

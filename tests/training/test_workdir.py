@@ -5,7 +5,7 @@ import pytest
 from transformer_jax.config import Config, DataConfig, TrainingConfig
 from transformer_jax.data.corpus import Pair
 from transformer_jax.data.vocabulary import Vocabulary
-from transformer_jax.training.workdir import check_owner, keep
+from transformer_jax.training.workdir import check_owner, keep, load_data
 
 PAIRS = [Pair(f"{a} {b}", f"{b} {c}") for a in "abcd" for b in "efgh" for c in "ijkl"]
 KINDS = {
@@ -104,3 +104,10 @@ def test_a_run_goes_on_with_its_own_vocabulary_and_parameters(named, tmp_path):
         check_owner(workdir, config_of("vocabulary", other))
     with pytest.raises(ValueError, match=r"config\.training\.init_from has no effect on the run"):
         check_owner(workdir, config_of("init_from", path))
+
+
+@pytest.mark.parametrize("train", ["numbers:test", "numbers:test@2,numbers:valid@1"])
+def test_a_temperature_without_a_mixture_to_temper_is_refused(tmp_path, train):
+    config = Config(data=DataConfig(train=train, temperature=5.0))
+    with pytest.raises(ValueError, match=r"temperature=5\.0 needs a mixture without weights"):
+        load_data(tmp_path, config)
