@@ -25,8 +25,8 @@ from transformer_jax import command_line
 from transformer_jax.data.vocabulary import EOS
 from transformer_jax.decoding.engine import Models, Sentence, translate
 from transformer_jax.decoding.search import Strategy, Weights
+from transformer_jax.devices import replicate
 from transformer_jax.model.transformer import Transformer
-from transformer_jax.training.parallel import replicate
 
 _PRESET = flags.DEFINE_enum("preset", "base", PRESETS, "Size of the model.")
 _ROWS = flags.DEFINE_integer("rows", 32, "Sentences; above 1, filled up to eights.", lower_bound=1)

@@ -24,10 +24,10 @@ from flax import nnx
 from transformer_jax import command_line
 from transformer_jax.config import OptimizerConfig
 from transformer_jax.data.batching import Batch
+from transformer_jax.devices import parallel, place, replicate
 from transformer_jax.model.masks import Tokens
 from transformer_jax.model.transformer import Transformer
 from transformer_jax.training.optimizer import learning_rate_schedule, make_optimizer
-from transformer_jax.training.parallel import parallel, place, replicate
 from transformer_jax.training.step import TrainState, make_train_step
 
 _PRESET = flags.DEFINE_enum("preset", "base", PRESETS, "Size of the model.")

@@ -15,9 +15,9 @@ from transformer_jax.data.vocabulary import BOS, EOS, PAD
 from transformer_jax.decoding import engine
 from transformer_jax.decoding.engine import Models, Sentence
 from transformer_jax.decoding.search import Strategy, Weights
+from transformer_jax.devices import replicate
 from transformer_jax.model.masks import sentence_tokens
 from transformer_jax.model.transformer import Transformer
-from transformer_jax.training.parallel import replicate
 
 VOCAB, LONGEST, ROWS, ALPHA = 40, 32, 8, 0.6
 

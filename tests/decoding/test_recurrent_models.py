@@ -12,8 +12,8 @@ from transformer_jax.data.corpus import read_corpus
 from transformer_jax.data.vocabulary import Vocabulary
 from transformer_jax.decoding.engine import Models
 from transformer_jax.decoding.translator import Translator
+from transformer_jax.devices import replicate
 from transformer_jax.model.build import build
-from transformer_jax.training.parallel import replicate
 
 PAIRS = list(itertools.islice(read_corpus("numbers:valid", "en", "de"), 300))
 LINES = ["seven", " and ".join(p.source for p in PAIRS[:3]), "", PAIRS[3].source, "eleven twelve"]

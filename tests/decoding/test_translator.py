@@ -19,9 +19,9 @@ from transformer_jax.decoding.engine import Models
 from transformer_jax.decoding.options import EXTRA_LENGTH, SearchOptions
 from transformer_jax.decoding.search import Strategy, Weights
 from transformer_jax.decoding.translator import Translator
+from transformer_jax.devices import replicate
 from transformer_jax.model.masks import sentence_tokens
 from transformer_jax.model.transformer import Transformer
-from transformer_jax.training.parallel import replicate
 
 PAIRS = list(itertools.islice(read_corpus("numbers:valid", "en", "de"), 300))
 # Of lengths in three buckets, in no order, with empty and blank ones between.

@@ -22,10 +22,10 @@ from transformer_jax.data.batching import Batches
 from transformer_jax.data.rows import Growth, Shape, bucketed_rows, packed_rows
 from transformer_jax.data.token_store import Side, TokenStore
 from transformer_jax.data.vocabulary import EOS
+from transformer_jax.devices import parallel, place, replicate, usable_memory
 from transformer_jax.model.transformer import Transformer
 from transformer_jax.training import trainer as trainer_module
-from transformer_jax.training.parallel import parallel, place, replicate
-from transformer_jax.training.programs import Programs, largest_batch, usable_memory
+from transformer_jax.training.programs import Programs, largest_batch
 from transformer_jax.training.step import TrainState, make_train_step
 from transformer_jax.training.trainer import Trainer
 

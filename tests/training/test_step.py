@@ -14,10 +14,10 @@ from transformer_jax.data.batching import Batch, Batches
 from transformer_jax.data.rows import Growth, Shape, bucketed_rows, packed_rows
 from transformer_jax.data.token_store import Side, TokenStore
 from transformer_jax.data.vocabulary import EOS
+from transformer_jax.devices import parallel, place, replicate
 from transformer_jax.model import transformer
 from transformer_jax.model.masks import Tokens
 from transformer_jax.model.transformer import Transformer
-from transformer_jax.training.parallel import parallel, place, replicate
 from transformer_jax.training.step import TrainState, batch_sums, make_eval_step, make_train_step
 
 VOCAB = 13

@@ -16,6 +16,7 @@ import pytest
 from tqdm import tqdm
 
 import transformer_jax
+from transformer_jax.checkpoint import Checkpoints
 from transformer_jax.config import (
     Config,
     DataConfig,
@@ -31,7 +32,6 @@ from transformer_jax.decoding.translator import Hypothesis, Translation, Transla
 from transformer_jax.heartbeat import heartbeat
 from transformer_jax.training import loop
 from transformer_jax.training import trainer as trainer_module
-from transformer_jax.training.checkpoint import Checkpoints
 from transformer_jax.training.interrupt import Interrupt
 from transformer_jax.training.trainer import NotFiniteError, Trainer
 

@@ -9,9 +9,9 @@ from transformer_jax.config import ModelConfig
 from transformer_jax.data.batching import Batch, pad_rows
 from transformer_jax.data.token_store import Side, TokenStore
 from transformer_jax.data.vocabulary import BOS, EOS
+from transformer_jax.devices import replicate
 from transformer_jax.model.transformer import Transformer
 from transformer_jax.training.metrics import means
-from transformer_jax.training.parallel import replicate
 from transformer_jax.training.step import batch_sums
 from transformer_jax.training.validation import LossEvaluator
 

@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 
+from transformer_jax.checkpoint import CONFIG_FILE
 from transformer_jax.compare import gradients, layer_cost, quality, report, runs
 from transformer_jax.compare.children import ChildError, in_child
 from transformer_jax.compare.plan import Budget, Run, plan
 from transformer_jax.data.corpus import Pair
 from transformer_jax.paths import local_folder
-from transformer_jax.training.checkpoint import CONFIG_FILE
 from transformer_jax.training.metrics import finite
 from transformer_jax.training.workdir import locked
 

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from transformer_jax.checkpoint import load_run
 from transformer_jax.config import Config
 from transformer_jax.data.vocabulary import BOS, EOS, UNK, Vocabulary
 from transformer_jax.decoding import alignment, engine
@@ -16,8 +17,7 @@ from transformer_jax.decoding.engine import Models, Sentence
 from transformer_jax.decoding.forced import forced
 from transformer_jax.decoding.options import SearchOptions, takes_options
 from transformer_jax.decoding.search import NONE, Hypotheses
-from transformer_jax.training.checkpoint import load_run
-from transformer_jax.training.parallel import replicate
+from transformer_jax.devices import replicate
 
 
 class Hypothesis(NamedTuple):

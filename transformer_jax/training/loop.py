@@ -17,12 +17,12 @@ import jax
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from transformer_jax.checkpoint import quiet_orbax
 from transformer_jax.config import Config
 from transformer_jax.data.corpus import parse_corpora
 from transformer_jax.decoding.translator import Translator
 from transformer_jax.evaluation import score_translator, summary
 from transformer_jax.paths import local_folder
-from transformer_jax.training.checkpoint import quiet_orbax
 from transformer_jax.training.interrupt import Interrupt, Interrupted
 from transformer_jax.training.metrics import report_line
 from transformer_jax.training.trainer import Trainer

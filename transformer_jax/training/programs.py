@@ -2,17 +2,15 @@
 
 import concurrent.futures
 import os
-import pathlib
 from collections.abc import Callable
 from typing import Any
 
 import jax
 
 from transformer_jax.data.batching import Batch, Batches, empty_batch
+from transformer_jax.devices import must_block, place
 from transformer_jax.heartbeat import heartbeat
-from transformer_jax.training.parallel import must_block, place
 
-_USABLE = 0.9  # of a device's memory: allocators leave gaps, and evaluation comes on top
 _CLOSE = 0.97  # of the usable memory; nearer than this is not searched for
 _FAR = 64  # times what fits: a line is trusted no farther
 
@@ -66,24 +64,6 @@ class Programs:
         if must_block():
             jax.block_until_ready(result)
         return result
-
-
-def usable_memory() -> int:
-    """Bytes of each local device that a program may count on.
-
-    Of a CPU, whose devices share it, what the machine has available.
-    """
-    stats = jax.local_devices()[0].memory_stats() or {}
-    if "bytes_limit" in stats:
-        return int(_USABLE * stats["bytes_limit"])
-    available = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    meminfo, cgroup = pathlib.Path("/proc/meminfo"), pathlib.Path("/sys/fs/cgroup/memory.max")
-    if meminfo.exists():
-        info = dict(line.split(":") for line in meminfo.read_text().splitlines())
-        available = int(info["MemAvailable"].split()[0]) * 1024
-    if cgroup.exists() and (limit := cgroup.read_text().strip()).isdecimal():
-        available = min(available, int(limit))
-    return int(_USABLE * available / jax.local_device_count())
 
 
 def largest_batch(bytes_of: Callable[[int], int], least: int, most: int, limit: int) -> int:

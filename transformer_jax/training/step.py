@@ -13,8 +13,8 @@ import optax
 from flax import nnx
 
 from transformer_jax.data.batching import Batch
+from transformer_jax.devices import AXIS
 from transformer_jax.training.loss import Sums, smoothed_cross_entropy
-from transformer_jax.training.parallel import AXIS
 
 
 class TrainState(NamedTuple):

@@ -13,26 +13,26 @@ import jax
 import numpy as np
 from flax import nnx
 
-from transformer_jax.config import Config
-from transformer_jax.data.vocabulary import Vocabulary
-from transformer_jax.decoding.engine import Models
-from transformer_jax.decoding.translator import Translator
-from transformer_jax.evaluation import score_translator, summary
-from transformer_jax.heartbeat import heartbeat
-from transformer_jax.model.build import build
-from transformer_jax.paths import local_folder
-from transformer_jax.training.checkpoint import (
+from transformer_jax.checkpoint import (
     Checkpoints,
     abstract_model,
     flatten,
     load_run,
     read_config,
 )
+from transformer_jax.config import Config
+from transformer_jax.data.vocabulary import Vocabulary
+from transformer_jax.decoding.engine import Models
+from transformer_jax.decoding.translator import Translator
+from transformer_jax.devices import check_devices, parallel, place, replicate, usable_memory
+from transformer_jax.evaluation import score_translator, summary
+from transformer_jax.heartbeat import heartbeat
+from transformer_jax.model.build import build
+from transformer_jax.paths import local_folder
 from transformer_jax.training.metrics import Meter, MetricLog
 from transformer_jax.training.optimizer import learning_rate_schedule, make_optimizer
-from transformer_jax.training.parallel import check_devices, parallel, place, replicate
 from transformer_jax.training.prefetch import Prefetcher
-from transformer_jax.training.programs import Programs, largest_batch, usable_memory
+from transformer_jax.training.programs import Programs, largest_batch
 from transformer_jax.training.step import TrainState, make_train_step
 from transformer_jax.training.validation import LossEvaluator
 from transformer_jax.training.workdir import (

@@ -11,8 +11,8 @@ from flax import nnx
 from transformer_jax.data.batching import Batches
 from transformer_jax.data.rows import Growth, bucketed_rows
 from transformer_jax.data.token_store import TokenStore
+from transformer_jax.devices import parallel, place
 from transformer_jax.training.metrics import means
-from transformer_jax.training.parallel import parallel, place
 from transformer_jax.training.programs import Programs
 from transformer_jax.training.step import make_eval_step
 

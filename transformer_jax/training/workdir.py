@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from transformer_jax.checkpoint import CONFIG_FILE, FOLDER, VOCABULARY_FILE, read_config
 from transformer_jax.config import Config, DataConfig, differences
 from transformer_jax.data.array_files import Writer, open_or_build
 from transformer_jax.data.batching import Batches
@@ -25,7 +26,6 @@ from transformer_jax.data.token_store import Filters, TokenStore, open_store
 from transformer_jax.data.vocabulary import Vocabulary
 from transformer_jax.heartbeat import heartbeat
 from transformer_jax.paths import cache_folder, local_folder, local_path
-from transformer_jax.training.checkpoint import CONFIG_FILE, FOLDER, VOCABULARY_FILE, read_config
 
 logger = logging.getLogger(__name__)
 

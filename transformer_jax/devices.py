@@ -1,5 +1,7 @@
-"""Data parallelism over all devices: replicated state, rows split by device, pmap."""
+"""The local devices: their memory, and data parallelism over them (pmap, rows split by device)."""
 
+import os
+import pathlib
 from collections.abc import Callable
 from typing import Any
 
@@ -8,6 +10,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 AXIS = "data"  # the named axis that a step's sums are reduced over
+_USABLE = 0.9  # of a device's memory: allocators leave gaps, and evaluation comes on top
 
 
 def check_devices() -> None:
@@ -70,6 +73,24 @@ def must_block() -> bool:
     JAX before 0.12 deadlocks where several CPU devices run collectives of two steps.
     """
     return jax.default_backend() == "cpu" and jax.local_device_count() > 1
+
+
+def usable_memory() -> int:
+    """Bytes of each local device that a program may count on.
+
+    Of a CPU, whose devices share it, what the machine has available.
+    """
+    stats = jax.local_devices()[0].memory_stats() or {}
+    if "bytes_limit" in stats:
+        return int(_USABLE * stats["bytes_limit"])
+    available = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    meminfo, cgroup = pathlib.Path("/proc/meminfo"), pathlib.Path("/sys/fs/cgroup/memory.max")
+    if meminfo.exists():
+        info = dict(line.split(":") for line in meminfo.read_text().splitlines())
+        available = int(info["MemAvailable"].split()[0]) * 1024
+    if cgroup.exists() and (limit := cgroup.read_text().strip()).isdecimal():
+        available = min(available, int(limit))
+    return int(_USABLE * available / jax.local_device_count())
 
 
 def _mesh() -> Mesh:

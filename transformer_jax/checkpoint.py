@@ -23,9 +23,9 @@ from orbax.checkpoint import checkpoint_managers
 
 from transformer_jax.config import Config
 from transformer_jax.data.vocabulary import Vocabulary
+from transformer_jax.devices import check_devices
 from transformer_jax.model.build import build
 from transformer_jax.paths import local_folder
-from transformer_jax.training.parallel import check_devices
 
 CONFIG_FILE, VOCABULARY_FILE, FOLDER = "config.json", "vocabulary.model", "checkpoints"
 

@@ -9,9 +9,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from transformer_jax.config import Config
-from transformer_jax.decoding.translator import Translator
-from transformer_jax.training.checkpoint import (
+from transformer_jax.checkpoint import (
     Checkpoints,
     abstract_model,
     checksum,
@@ -19,6 +17,8 @@ from transformer_jax.training.checkpoint import (
     load_run,
     unflatten,
 )
+from transformer_jax.config import Config
+from transformer_jax.decoding.translator import Translator
 from transformer_jax.training.loop import train
 
 # Reads that tensorstore still has under way when one fails end in a closed event loop.
