@@ -18,9 +18,9 @@ from typing import BinaryIO
 
 from absl import flags
 
-from transformer_jax import command_line
+from transformer_jax import cli
 
-_WORKDIR = command_line.define_path(
+_WORKDIR = cli.define_path(
     "workdir",
     None,
     "Folder that train.py left; given several times, the models vote together.",
@@ -28,10 +28,10 @@ _WORKDIR = command_line.define_path(
 )
 _CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "best, last, or the number of a step.")
 _AVERAGE = flags.DEFINE_integer("average", 1, "Last checkpoints to average.", lower_bound=1)
-_INPUT = command_line.define_path(
+_INPUT = cli.define_path(
     "input", "", "File to translate, plain, .gz or .xz, instead of standard input."
 )
-_OUTPUT = command_line.define_path("output", "", "File to write, instead of standard output.")
+_OUTPUT = cli.define_path("output", "", "File to write, instead of standard output.")
 _CORPUS = flags.DEFINE_string("corpus", "", "Corpus to translate instead, such as text:PREFIX.")
 _SCORE = flags.DEFINE_bool("score", False, "Print the corpus' scores instead of its translation.")
 _SCORE_PAIRS = flags.DEFINE_bool(
@@ -45,7 +45,7 @@ _LANGUAGE = flags.DEFINE_string(
     "target_language", "", "Language to translate into, of a model that was trained on several."
 )
 _PREFIX = flags.DEFINE_string("prefix", "", "Text that every translation begins with.")
-_PREFIX_FILE = command_line.define_path("prefix_file", "", "File of such texts, one a line.")
+_PREFIX_FILE = cli.define_path("prefix_file", "", "File of such texts, one a line.")
 _ALIGNMENTS = flags.DEFINE_bool(
     "alignments", False, "Add word alignments: ||| 0-0 1-2 (source-target), or all of it in JSON."
 )
@@ -53,7 +53,7 @@ _LAYER = flags.DEFINE_integer(
     "alignment_layer", None, "Layer of the cross attention, from 0; default: the mean of all."
 )
 _HEAD = flags.DEFINE_integer("alignment_head", None, "Head, from 0; default: the mean of all.")
-_ATTENTION_HTML = command_line.define_path(
+_ATTENTION_HTML = cli.define_path(
     "attention_html", "", "Page to write, for a browser: attention of the first 100 lines."
 )
 _SCORES = flags.DEFINE_bool("scores", False, "Put score and log-probability before each text.")
@@ -253,4 +253,4 @@ def _one_by_one(groups: Iterable[list[bytes]]) -> Iterator[list[bytes]]:
 if __name__ == "__main__":
     # Ends at once and without a word, also while libraries start: what is done is written.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    command_line.run(main)
+    cli.run(main)

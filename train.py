@@ -12,11 +12,11 @@ import sys
 from absl import flags
 from ml_collections import config_flags
 
-from transformer_jax import command_line
+from transformer_jax import cli
 from transformer_jax.config import whole_number
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "File whose get_config() is the run.")
-_WORKDIR = command_line.define_path("workdir", None, "Folder of the run: made, or resumed from.")
+_WORKDIR = cli.define_path("workdir", None, "Folder of the run: made, or resumed from.")
 _PROFILE_STEPS = flags.DEFINE_string(
     "profile_steps", "", "FIRST:LAST steps to trace with jax.profiler into WORKDIR/profile."
 )
@@ -62,4 +62,4 @@ def _near(path: str | os.PathLike) -> str:
 
 
 if __name__ == "__main__":
-    command_line.run(main)
+    cli.run(main)

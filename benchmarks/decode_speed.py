@@ -21,7 +21,7 @@ from absl import app, flags
 from beside import PRESETS, beside_peer, model_config
 from flax import nnx
 
-from transformer_jax import command_line
+from transformer_jax import cli
 from transformer_jax.data.vocabulary import EOS
 from transformer_jax.decoding.engine import Models, Sentence, translate
 from transformer_jax.decoding.search import Strategy, Weights
@@ -99,5 +99,5 @@ def main(_) -> None:
 
 
 if __name__ == "__main__":
-    command_line.use_huge_pages()  # as decode.py does
+    cli.use_huge_pages()  # as decode.py does
     app.run(main)

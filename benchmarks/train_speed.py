@@ -21,7 +21,7 @@ from absl import app, flags
 from beside import PRESETS, beside_peer, model_config
 from flax import nnx
 
-from transformer_jax import command_line
+from transformer_jax import cli
 from transformer_jax.config import OptimizerConfig
 from transformer_jax.data.batching import Batch
 from transformer_jax.devices import parallel, place, replicate
@@ -106,5 +106,5 @@ def main(_) -> None:
 
 
 if __name__ == "__main__":
-    command_line.use_huge_pages()  # as train.py does
+    cli.use_huge_pages()  # as train.py does
     app.run(main)

@@ -11,15 +11,13 @@ import sys
 
 from absl import flags
 
-from transformer_jax import command_line
+from transformer_jax import cli
 from transformer_jax.config import whole_number
 
 _CONFIGS = flags.DEFINE_list(
     "configs", None, "Config files, each FILE or FILE:ARGUMENT of its get_config(), with commas."
 )
-_WORKDIR = command_line.define_path(
-    "workdir", None, "Folder of the comparison: made, or resumed from."
-)
+_WORKDIR = cli.define_path("workdir", None, "Folder of the comparison: made, or resumed from.")
 _TARGET_TOKENS = flags.DEFINE_integer(
     "target_tokens", 0, "Target tokens that each model is trained on.", lower_bound=0
 )
@@ -76,4 +74,4 @@ def main(_) -> int:
 
 
 if __name__ == "__main__":
-    command_line.run(main)
+    cli.run(main)

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any
 
-from transformer_jax.command_line import escape_unprintable, log_to_stderr
+from transformer_jax.cli import escape_unprintable, log_to_stderr
 
 logger = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ import time
 import pytest
 from commands import ROOT, metrics, run, run_training, start
 
-from transformer_jax import command_line
+from transformer_jax import cli
 from transformer_jax.config import Config
 from transformer_jax.data.vocabulary import Vocabulary
 from transformer_jax.training.loop import train
@@ -154,9 +154,9 @@ MISTAKES = {
         ("decode.py", "--workdir={home}", "--alignment_head=0"), "--alignment_head needs"
     ),
     "two lines": (
-        ("-c", "from transformer_jax import command_line\n"
+        ("-c", "from transformer_jax import cli\n"
                "def main(_): raise ValueError('one\\ntwo')\n"
-               "command_line.run(main)"),
+               "cli.run(main)"),
         "one two",
     ),
 }  # fmt: skip
@@ -305,7 +305,7 @@ def test_a_thread_of_a_program_with_wide_numbers_trains_and_decodes_as_the_comma
 
 
 def test_characters_that_standard_output_lacks_are_escaped(home):
-    main = "from transformer_jax.command_line import run\nrun(lambda _: print('\u00e9 \ud55c'))"
+    main = "from transformer_jax.cli import run\nrun(lambda _: print('\u00e9 \ud55c'))"
     done = run(home, "-c", main, variables={"PYTHONIOENCODING": "ascii:strict"})
     assert (done.returncode, done.stdout, done.stderr) == (0, "\\xe9 \\ud55c\n", "")
 
@@ -338,7 +338,7 @@ def test_a_mixture_of_languages_with_tags(home):
 
 
 TYPHOONS = """
-from transformer_jax import command_line
+from transformer_jax import cli
 from transformer_jax.config import Config
 
 def get_config():
@@ -403,17 +403,17 @@ def test_only_our_own_commands_start_anew_for_huge_pages(monkeypatch, arguments,
     monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
     monkeypatch.setattr(sys, "orig_argv", ["python", *arguments])
     monkeypatch.setattr(os, "execv", lambda *command: started.append(command))
-    command_line.use_huge_pages()
+    cli.use_huge_pages()
     assert bool(started) == anew
     monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
     monkeypatch.setattr(sys, "gettrace", lambda: print)
-    command_line.use_huge_pages()
+    cli.use_huge_pages()
     assert len(started) == anew
 
 
 def test_a_notebooks_output_stays_as_it_is(monkeypatch):
     monkeypatch.setattr(sys, "stdout", io.StringIO())
     monkeypatch.setattr(sys, "stderr", None)
-    command_line.escape_unprintable()
+    cli.escape_unprintable()
     print("옛")
     assert sys.stdout.getvalue() == "옛\n"
