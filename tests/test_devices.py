@@ -1,10 +1,13 @@
-"""What there is to compute on."""
+"""Devices: those that are there, what is told where none is, and their memory."""
+
+import pathlib
 
 import jax
 import pytest
 
 from transformer_jax import Config, Translator, train
 from transformer_jax.compare.comparison import Budget, compare
+from transformer_jax.devices import usable_memory
 from transformer_jax.training.dry_run import dry_run
 
 STARTS = {
@@ -48,3 +51,21 @@ def test_a_comparison_without_a_device_is_told_first(tmp_path, monkeypatch):
     monkeypatch.setenv("JAX_PLATFORMS", "cuda")
     with pytest.raises(ValueError, match="JAX_PLATFORMS=cuda finds no device here: "):
         compare([str(tmp_path / "a.py")], tmp_path / "work", Budget(1000))
+
+
+@pytest.mark.parametrize(("cgroup", "expected"), [("max", 8 << 30), (str(1 << 30), 1 << 30)])
+def test_usable_memory_is_nine_tenths_of_what_is_free_or_allowed(cgroup, expected, monkeypatch):
+    files = {"/proc/meminfo": "MemTotal: 9 kB\nMemAvailable: 8388608 kB\n"}
+    files["/sys/fs/cgroup/memory.max"] = cgroup + "\n"
+    monkeypatch.setattr(pathlib.Path, "exists", lambda path: str(path) in files)
+    monkeypatch.setattr(pathlib.Path, "read_text", lambda path: files[str(path)])
+    assert usable_memory() == int(0.9 * expected / jax.local_device_count())
+
+
+def test_usable_memory_of_an_accelerator_is_what_its_allocator_has(monkeypatch):
+    class Device:
+        def memory_stats(self):
+            return {"bytes_limit": 1000}
+
+    monkeypatch.setattr(jax, "local_devices", lambda: [Device()])
+    assert usable_memory() == 900

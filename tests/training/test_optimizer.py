@@ -2,7 +2,6 @@
 
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
 from transformer_jax.config import OptimizerConfig
@@ -30,21 +29,18 @@ def test_cosine_ends_at_zero():
     assert learning_rate_schedule(config, 512, 1000)(1000) == pytest.approx(0, abs=1e-9)
 
 
-def test_adam_takes_the_configs_constants():
-    """The first step of Adam is the learning rate times g / (|g| + epsilon)."""
-    config = OptimizerConfig(epsilon=0.5)
+@pytest.mark.parametrize("clip_norm", [0.0, 5.0])
+def test_adam_takes_the_configs_constants_and_clips_the_global_norm(clip_norm):
+    """Two steps: by its correction of bias, the first does not depend on beta1 and beta2."""
+    gradients = [np.array([30.0, 40.0]), np.array([-1.0, 2.0])]
+    config = OptimizerConfig(beta1=0.8, beta2=0.95, epsilon=0.5, clip_norm=clip_norm)
     optimizer = make_optimizer(config, lambda _: 0.1)
-    params = jnp.array([1.0, -2.0])
-    updates, _ = optimizer.update(params, optimizer.init(params), params)
-    np.testing.assert_allclose(updates, [-0.1 * 1 / 1.5, 0.1 * 2 / 2.5], rtol=1e-6)
-
-
-def test_clipping_bounds_the_global_norm():
-    gradients = {"a": jnp.array([30.0]), "b": jnp.array([40.0])}
-    reference = optax.adam(0.1, b1=0.9, b2=0.98, eps=1.0)
-    ours = make_optimizer(OptimizerConfig(epsilon=1.0, clip_norm=5.0), lambda _: 0.1)
-    scaled = {"a": jnp.array([3.0]), "b": jnp.array([4.0])}
-    expected, _ = reference.update(scaled, reference.init(scaled), scaled)
-    updates, _ = ours.update(gradients, ours.init(gradients), gradients)
-    np.testing.assert_allclose(updates["a"], expected["a"], rtol=1e-6)
-    np.testing.assert_allclose(updates["b"], expected["b"], rtol=1e-6)
+    state, mean, square = optimizer.init(jnp.zeros(2)), np.zeros(2), np.zeros(2)
+    for step, gradient in enumerate(gradients, 1):
+        updates, state = optimizer.update(jnp.asarray(gradient, jnp.float32), state)
+        if clip_norm:
+            gradient = gradient * min(1.0, clip_norm / np.linalg.norm(gradient))
+        mean, square = 0.8 * mean + 0.2 * gradient, 0.95 * square + 0.05 * gradient**2
+        root = np.sqrt(square / (1 - 0.95**step))
+        expected = -0.1 * mean / (1 - 0.8**step) / (root + 0.5)
+        np.testing.assert_allclose(updates, expected, rtol=1e-5)

@@ -7,48 +7,26 @@ import jax
 import numpy as np
 import optax
 import pytest
-from flax import nnx
+from builders import model_parts, random_store, tiny_config
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from transformer_jax.config import (
-    Config,
-    DataConfig,
-    ModelConfig,
-    OptimizerConfig,
-    TrainingConfig,
-)
+from transformer_jax.config import Config
 from transformer_jax.data.batching import Batches
 from transformer_jax.data.rows import Growth, Shape, bucketed_rows, packed_rows
-from transformer_jax.data.token_store import Side, TokenStore
-from transformer_jax.data.vocabulary import EOS
-from transformer_jax.devices import parallel, place, replicate, usable_memory
-from transformer_jax.model.transformer import Transformer
+from transformer_jax.devices import parallel, place, replicate
 from transformer_jax.training import trainer as trainer_module
 from transformer_jax.training.programs import Programs, largest_batch
 from transformer_jax.training.step import TrainState, make_train_step
 from transformer_jax.training.trainer import Trainer
 
 VOCAB = 20
-MODEL = ModelConfig(num_layers=1, model_dim=8, num_heads=2, feed_forward_dim=16)
 COMPILING = "/jax/core/compile/backend_compile_duration"
-
-
-def random_store(pairs: int) -> TokenStore:
-    random = np.random.default_rng(0)
-
-    def side() -> Side:
-        ends = np.cumsum(random.integers(2, 30, pairs))
-        ids = random.integers(4, VOCAB, ends[-1])
-        ids[ends - 1] = EOS
-        return Side(ids.astype(np.uint16), np.append(0, ends))
-
-    return TokenStore(side(), side(), {}, 0)
 
 
 @pytest.fixture(scope="module", params=["packed", "bucketed"])
 def batches(request, tmp_path_factory) -> Batches:
-    stores, cache = [random_store(60)], tmp_path_factory.mktemp("cache")
+    stores, cache = [random_store(60, vocab_size=VOCAB)], tmp_path_factory.mktemp("cache")
     if request.param == "packed":
         rows = packed_rows(stores, Shape(40, 48), Growth(), cache)
     else:
@@ -59,7 +37,7 @@ def batches(request, tmp_path_factory) -> Batches:
 @pytest.fixture(scope="module")
 def step_and_state():
     """A train step, and the first state, made anew at each call."""
-    graphdef, params = nnx.split(Transformer(MODEL, VOCAB, rngs=nnx.Rngs(0)))
+    graphdef, params = model_parts(VOCAB, dropout_rate=0.1)
     optimizer = optax.adam(0.01)
     body = make_train_step(graphdef, optimizer, lambda _: 0.01, seed=0, smoothing=0.1)
     step = parallel(body, donate_state=True)
@@ -183,19 +161,10 @@ def test_a_device_that_cannot_hold_the_least_is_told_in_gib():
         largest_batch(lambda tokens: 3 * GIB, 64, ANY, 2 * GIB)
 
 
-def test_usable_memory_is_some_of_what_there_is():
-    assert 2**20 < usable_memory() * jax.local_device_count() < 2**50
-
-
 def make_config(accumulate_steps: int = 1) -> Config:
-    fields = {"train": "numbers:train", "max_pairs": 2000, "vocab_size": 90, "byte_fallback": False}
-    fields |= {"vocabulary_kind": "bpe", "max_length": 40, "tokens_per_batch": 0}
-    return Config(
-        model=MODEL,
-        data=DataConfig(**fields),
-        optimizer=OptimizerConfig(warmup_steps=4),
-        training=TrainingConfig(num_steps=2, log_every=1, accumulate_steps=accumulate_steps),
-    )
+    data = {"max_pairs": 2000, "tokens_per_batch": 0}
+    training = {"log_every": 1, "accumulate_steps": accumulate_steps}
+    return tiny_config(2, model={"dropout_rate": 0.1}, data=data, training=training)
 
 
 def test_a_run_chooses_its_batch_by_memory_and_keeps_it(tmp_path, monkeypatch, caplog):

@@ -7,45 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from builders import model_parts, random_batch, random_store
 from flax import nnx
 
-from transformer_jax.config import ModelConfig
 from transformer_jax.data.batching import Batch, Batches
 from transformer_jax.data.rows import Growth, Shape, bucketed_rows, packed_rows
-from transformer_jax.data.token_store import Side, TokenStore
-from transformer_jax.data.vocabulary import EOS
 from transformer_jax.devices import parallel, place, replicate
 from transformer_jax.model import transformer
-from transformer_jax.model.masks import Tokens
-from transformer_jax.model.transformer import Transformer
 from transformer_jax.training.step import TrainState, batch_sums, make_eval_step, make_train_step
-
-VOCAB = 13
-
-
-def random_batch(seed: int, rows: int = 8, length: int = 6) -> Batch:
-    """Sentences of unequal lengths, so that a mean of means would be wrong."""
-    random = np.random.default_rng(seed)
-
-    def side(length: int) -> Tokens:
-        ids = random.integers(4, VOCAB, (rows, length)).astype(np.int32)
-        positions = np.tile(np.arange(length, dtype=np.int32), (rows, 1))
-        lengths = random.integers(2, length + 1, (rows, 1))
-        return Tokens(ids, positions, (positions < lengths).astype(np.int32))
-
-    target = side(length + 1)
-    labels_BT = random.integers(4, VOCAB, target.ids.shape).astype(np.int32)
-    return Batch(side(length), target, labels_BT * target.segments)
-
-
-@functools.cache
-def model_parts(dropout_rate: float = 0.0):
-    config = ModelConfig(
-        num_layers=1, model_dim=8, num_heads=2, feed_forward_dim=16, dropout_rate=dropout_rate
-    )
-    init = jax.jit(lambda: nnx.split(Transformer(config, VOCAB, rngs=nnx.Rngs(0)))[1])
-    abstract = nnx.eval_shape(lambda: Transformer(config, VOCAB, rngs=nnx.Rngs(0)))
-    return nnx.split(abstract)[0], init()
 
 
 def losses(
@@ -58,7 +27,7 @@ def losses(
     **options,
 ):
     """Losses of a few steps under some layout, and the last state."""
-    graphdef, params = model_parts(dropout_rate)
+    graphdef, params = model_parts(dropout_rate=dropout_rate)
     optimizer = optax.adam(learning_rate)
     body = make_train_step(
         graphdef,
@@ -113,7 +82,7 @@ def test_sharded_jit_equals_pmap(single_device):
 
 
 def test_state_stays_replicated_and_the_step_compiles_once():
-    graphdef, params = model_parts(0.1)
+    graphdef, params = model_parts(dropout_rate=0.1)
     optimizer = optax.adam(0.01)
     body = make_train_step(graphdef, optimizer, lambda _: 0.01, seed=0, smoothing=0.1)
     traces = []
@@ -158,23 +127,10 @@ def test_rows_that_devices_do_not_divide_are_filled_with_empty_ones():
     assert float(sums.tokens) == float(graph_sums["tokens"])
 
 
-def random_store(pairs: int = 12) -> TokenStore:
-    random = np.random.default_rng(5)
-
-    def side() -> Side:
-        lengths = random.integers(2, 10, pairs)
-        ends = np.cumsum(lengths)
-        ids = random.integers(4, VOCAB, ends[-1])
-        ids[ends - 1] = EOS
-        return Side(ids.astype(np.uint16), np.append(0, ends))
-
-    return TokenStore(side(), side(), {}, 5)
-
-
 @pytest.fixture(scope="module")
 def layouts(tmp_path_factory) -> tuple[Batch, Batch]:
     """All pairs of a store in one batch: packed in few rows, and one a row."""
-    cache, stores = tmp_path_factory.mktemp("cache"), [random_store()]
+    cache, stores = tmp_path_factory.mktemp("cache"), [random_store(12, 9, seed=5)]
     packed = packed_rows(stores, Shape(24, 24), Growth(), cache)
     alone = bucketed_rows(stores, 1, Growth(), cache)
     batches = [
@@ -186,16 +142,13 @@ def layouts(tmp_path_factory) -> tuple[Batch, Batch]:
 
 
 def sums_and_gradients(batch: Batch, norm: str):
-    config = ModelConfig(
-        num_layers=1, model_dim=16, num_heads=2, feed_forward_dim=32, dropout_rate=0.0, norm=norm
-    )
+    graphdef, params = model_parts(model_dim=16, feed_forward_dim=32, norm=norm)
 
     @jax.jit
     @functools.partial(jax.value_and_grad, has_aux=True)
     def loss(params):
         return batch_sums(nnx.merge(graphdef, params), batch, 0.1)
 
-    graphdef, params = nnx.split(Transformer(config, VOCAB, rngs=nnx.Rngs(0)))
     (_, sums), gradients = loss(params)
     return sums, gradients
 

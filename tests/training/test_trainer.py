@@ -13,18 +13,12 @@ import threading
 import jax
 import numpy as np
 import pytest
+from builders import tiny_config
 from tqdm import tqdm
 
 import transformer_jax
 from transformer_jax.checkpoint import Checkpoints
-from transformer_jax.config import (
-    Config,
-    DataConfig,
-    DecodingConfig,
-    ModelConfig,
-    OptimizerConfig,
-    TrainingConfig,
-)
+from transformer_jax.config import Config
 from transformer_jax.data.batching import Batches
 from transformer_jax.data.corpus import parse_corpora
 from transformer_jax.data.vocabulary import Vocabulary
@@ -34,40 +28,6 @@ from transformer_jax.training import loop
 from transformer_jax.training import trainer as trainer_module
 from transformer_jax.training.interrupt import Interrupt
 from transformer_jax.training.trainer import NotFiniteError, Trainer
-
-
-def make_config(num_steps: int = 6, **sections: dict) -> Config:
-    """A model of 500 weights or so on 200 numbers, with dropout."""
-    fields = {
-        "model": {
-            "num_layers": 1,
-            "model_dim": 8,
-            "num_heads": 2,
-            "feed_forward_dim": 16,
-            "dropout_rate": 0.3,
-        },
-        "data": {
-            "train": "numbers:train",
-            "max_pairs": 200,
-            "vocab_size": 90,
-            "byte_fallback": False,
-            "vocabulary_kind": "bpe",
-            "max_length": 40,
-            "tokens_per_batch": 320,
-        },
-        "optimizer": {"learning_rate": 0.01, "warmup_steps": 4, "clip_norm": 1.0},
-        "training": {"log_every": 2, "save_every": 100},
-        "decoding": {"beam_size": 2, "max_length": 24, "rows": 8},
-    }
-    for name, values in sections.items():
-        fields[name] |= values
-    fields["training"]["num_steps"] = num_steps
-    if fields["data"].get("valid"):
-        fields["training"] = {"eval_every": 0, "eval_sentences": 8} | fields["training"]
-    classes = (ModelConfig, DataConfig, OptimizerConfig, TrainingConfig, DecodingConfig)
-    return Config(
-        **{name: make(**fields[name]) for name, make in zip(fields, classes, strict=True)}
-    )
 
 
 def run(config: Config, workdir: pathlib.Path, updates: int) -> Trainer:
@@ -105,7 +65,7 @@ MIXTURE = {"train": "numbers:train@en-de@3,numbers:train@en-fr@1", "vocab_size":
 )
 def test_six_updates_equal_three_and_a_restart_and_three_to_the_bit(tmp_path, sections):
     """With dropout on; the restart stands between two reports, and finds an empty cache."""
-    config = make_config(**sections)
+    config = tiny_config(**sections)
     whole = run(config, tmp_path / "whole", 6)
     config.data.cache_dir = str(tmp_path / "cache")
     run(config, tmp_path / "parts", 3)
@@ -120,7 +80,7 @@ def test_six_updates_equal_three_and_a_restart_and_three_to_the_bit(tmp_path, se
 def test_segmentations_are_drawn_anew_in_each_epoch(tmp_path):
     """Without drawing, an epoch has the rows of the one before."""
     for alpha in (0.0, 0.3):
-        trainer = Trainer(make_config(data={"sampling_alpha": alpha}), tmp_path / str(alpha))
+        trainer = Trainer(tiny_config(data={"sampling_alpha": alpha}), tmp_path / str(alpha))
         trainer.close()
         batches, size = trainer.batches, int(trainer.batches.epoch_sizes[0])
         steps = range(-(-2 * size // batches.batch_rows[0]))
@@ -132,7 +92,7 @@ def test_segmentations_are_drawn_anew_in_each_epoch(tmp_path):
 
 
 def test_epochs_of_each_corpus_are_told_with_the_share_of_real_tokens(tmp_path):
-    config = make_config(data=MIXTURE | {"tokens_per_batch": 544})
+    config = tiny_config(data=MIXTURE | {"tokens_per_batch": 544})
     trainer = run(config, tmp_path, 6)
     batches = [trainer.batches.batch_at(step) for step in range(6)]
     pairs = sum(int(batch.target.segments.max(axis=1).sum()) for batch in batches)
@@ -148,7 +108,7 @@ def test_epochs_of_each_corpus_are_told_with_the_share_of_real_tokens(tmp_path):
 
 
 def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, caplog):
-    config = make_config()
+    config = tiny_config()
     run(config, tmp_path, 2)
     whole = run(config, tmp_path, 2)
     largest = max((tmp_path / "checkpoints/4").rglob("*"), key=lambda path: path.stat().st_size)
@@ -165,7 +125,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, caplog):
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_is_never_saved(tmp_path):
-    config = make_config(optimizer={"learning_rate": 1e30, "clip_norm": 0.0, "warmup_steps": 1})
+    config = tiny_config(optimizer={"learning_rate": 1e30, "clip_norm": 0.0, "warmup_steps": 1})
     trainer = Trainer(config, tmp_path)
     with pytest.raises(NotFiniteError, match="not finite: .*; a lower"):
         for _ in range(6):
@@ -173,14 +133,15 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_is_never_saved(tmp_path):
             trainer.save()
     saved = trainer.checkpoints.steps()
     trainer.close()
+    assert saved
     for step in saved:
         translator = Translator.from_workdir(tmp_path, checkpoint=str(step))
         assert all(np.isfinite(x).all() for x in jax.tree.leaves(translator.models.params))
 
 
 def test_init_from_starts_with_the_other_runs_parameters_and_vocabulary(tmp_path):
-    first = run(make_config(), tmp_path / "first", 2)
-    config = make_config(data={"max_pairs": 150}, training={"init_from": str(tmp_path / "first")})
+    first = run(tiny_config(), tmp_path / "first", 2)
+    config = tiny_config(data={"max_pairs": 150}, training={"init_from": str(tmp_path / "first")})
     second = Trainer(config, tmp_path / "second")
     second.close()
     assert second.step == 0
@@ -197,8 +158,8 @@ def test_init_from_starts_with_the_other_runs_parameters_and_vocabulary(tmp_path
 
 
 def test_init_from_another_shape_says_which_parameter(tmp_path):
-    run(make_config(), tmp_path / "first", 1)
-    config = make_config(
+    run(tiny_config(), tmp_path / "first", 1)
+    config = tiny_config(
         model={"feed_forward_dim": 8}, training={"init_from": str(tmp_path / "first")}
     )
     with pytest.raises(ValueError, match=r"parameter decoder\.0\.feed_forward.* was wanted"):
@@ -207,38 +168,38 @@ def test_init_from_another_shape_says_which_parameter(tmp_path):
 
 def test_what_is_refused_changes_nothing_in_the_workdir(tmp_path):
     """The config is kept only once the run is open, so that a mended command is accepted."""
-    run(make_config(), tmp_path / "first", 1)
-    wrong = make_config(
+    run(tiny_config(), tmp_path / "first", 1)
+    wrong = tiny_config(
         model={"feed_forward_dim": 8}, training={"init_from": str(tmp_path / "first")}
     )
     with pytest.raises(ValueError, match="was wanted"):
         Trainer(wrong, tmp_path / "second")
-    Trainer(make_config(), tmp_path / "second").close()
+    Trainer(tiny_config(), tmp_path / "second").close()
     kept = (tmp_path / "second/config.json").read_text()
     with pytest.raises(FileNotFoundError, match="no file"):
-        Trainer(make_config(9, data={"train": "text:/nowhere"}), tmp_path / "second")
+        Trainer(tiny_config(9, data={"train": "text:/nowhere"}), tmp_path / "second")
     assert (tmp_path / "second/config.json").read_text() == kept
 
 
 def test_one_process_a_workdir(tmp_path):
-    trainer = Trainer(make_config(), tmp_path)
+    trainer = Trainer(tiny_config(), tmp_path)
     with pytest.raises(ValueError, match="another process is training in"):
-        Trainer(make_config(), tmp_path)
+        Trainer(tiny_config(), tmp_path)
     trainer.close()
-    Trainer(make_config(), tmp_path).close()
+    Trainer(tiny_config(), tmp_path).close()
 
 
 def test_checkpoints_without_their_config_are_not_trained_over(tmp_path):
-    run(make_config(), tmp_path, 1)
+    run(tiny_config(), tmp_path, 1)
     vocabulary = (tmp_path / "vocabulary.model").read_bytes()
     (tmp_path / "config.json").unlink()
     with pytest.raises(ValueError, match=r"has checkpoints but no config\.json"):
-        Trainer(make_config(data={"vocab_size": 80}), tmp_path)
+        Trainer(tiny_config(data={"vocab_size": 80}), tmp_path)
     assert (tmp_path / "vocabulary.model").read_bytes() == vocabulary
 
 
 def test_an_evaluation_cut_short_is_made_up_for_on_resuming(tmp_path, monkeypatch):
-    config = make_config(
+    config = tiny_config(
         4,
         data={"valid": "numbers:valid"},
         training={"eval_every": 2, "best_metric": "loss"},
@@ -269,7 +230,7 @@ def test_a_corpus_that_changed_is_not_resumed_on(tmp_path):
     for language in ("en", "de"):
         lines = [f"{a} {b} {c}" for a in "abcdef" for b in "ghijkl" for c in "mnopqr"]
         (tmp_path / f"c.{language}").write_text("\n".join(lines))
-    config = make_config(data={"train": f"text:{tmp_path}/c", "vocab_size": 40})
+    config = tiny_config(data={"train": f"text:{tmp_path}/c", "vocab_size": 40})
     run(config, tmp_path / "run", 1)
     (tmp_path / "c.de").write_text("\n".join(reversed(lines)))
     with pytest.raises(ValueError, match="its content or weights have changed"):
@@ -278,7 +239,7 @@ def test_a_corpus_that_changed_is_not_resumed_on(tmp_path):
 
 @pytest.mark.parametrize("changed", ["weights", "order", "number"])
 def test_a_mixture_that_changed_is_not_resumed_on(tmp_path, changed):
-    run(make_config(data=MIXTURE), tmp_path, 1)
+    run(tiny_config(data=MIXTURE), tmp_path, 1)
     german, french = MIXTURE["train"].split(",")
     other = {
         "weights": f"{german[:-1]}1,{french}",
@@ -286,18 +247,18 @@ def test_a_mixture_that_changed_is_not_resumed_on(tmp_path, changed):
         "number": german,
     }[changed]
     with pytest.raises(ValueError, match=r"config\.data\.train|the training corpus"):
-        Trainer(make_config(data=MIXTURE | {"train": other}), tmp_path).close()
+        Trainer(tiny_config(data=MIXTURE | {"train": other}), tmp_path).close()
 
 
 def test_a_run_of_an_older_version_is_not_resumed(tmp_path):
     """Its checkpoints do not say how many tokens a batch has: it had other batches."""
-    run(make_config(), tmp_path, 1)
+    run(tiny_config(), tmp_path, 1)
     (kept,) = (tmp_path / "checkpoints").rglob("run/metadata")
     saved = json.loads(kept.read_text())
     del saved["progress"]["tokens_per_batch"]
     kept.write_text(json.dumps(saved))
     with pytest.raises(ValueError, match=r"older version.*config\.training\.init_from"):
-        Trainer(make_config(), tmp_path)
+        Trainer(tiny_config(), tmp_path)
 
 
 def our_threads() -> list[threading.Thread]:
@@ -318,7 +279,7 @@ def our_threads() -> list[threading.Thread]:
 
 
 def test_a_closed_run_leaves_no_thread(tmp_path):
-    trainer = Trainer(make_config(data={"valid": "numbers:valid"}), tmp_path)
+    trainer = Trainer(tiny_config(data={"valid": "numbers:valid"}), tmp_path)
     trainer.advance()
     assert our_threads()
     trainer.close()
@@ -333,9 +294,9 @@ def test_a_run_that_cannot_be_opened_leaves_no_thread_and_no_lock(tmp_path, monk
     with monkeypatch.context() as patch:
         patch.setattr(trainer_module, "MetricLog", refused)
         with pytest.raises(OSError, match="no space left"):
-            Trainer(make_config(), tmp_path)
+            Trainer(tiny_config(), tmp_path)
     assert not our_threads()
-    Trainer(make_config(), tmp_path).close()
+    Trainer(tiny_config(), tmp_path).close()
 
 
 def test_a_batch_that_cannot_be_made_ends_the_training_with_its_error(tmp_path, monkeypatch):
@@ -348,13 +309,13 @@ def test_a_batch_that_cannot_be_made_ends_the_training_with_its_error(tmp_path, 
 
     monkeypatch.setattr(Batches, "batch_at", broken)
     with pytest.raises(OSError, match="the disk is gone"):
-        loop.train(make_config(training={"save_every": 2}), tmp_path)
+        loop.train(tiny_config(training={"save_every": 2}), tmp_path)
     assert not our_threads()
     assert (tmp_path / "checkpoints/2").is_dir()
 
 
 def test_the_loop_evaluates_keeps_the_best_and_runs_out_of_patience(tmp_path, capsys):
-    config = make_config(
+    config = tiny_config(
         100,
         data={"valid": "numbers:valid"},
         # So small that no parameter moves: no evaluation is better than the first.
@@ -375,7 +336,7 @@ def test_the_loop_evaluates_keeps_the_best_and_runs_out_of_patience(tmp_path, ca
 
 
 def test_profile_steps_write_a_trace(tmp_path):
-    config = make_config(4)
+    config = tiny_config(4)
     assert loop.train(config, tmp_path, profile_steps=(1, 2)).status == 0
     assert list((tmp_path / "profile").rglob("*.xplane.pb"))
     config.training.num_steps = 9
@@ -387,7 +348,7 @@ def test_profile_steps_write_a_trace(tmp_path):
 
 
 def test_the_last_update_is_reported_whether_or_not_a_signal_came_before(tmp_path, monkeypatch):
-    config = make_config(5)
+    config = tiny_config(5)
     assert loop.train(config, tmp_path / "whole").status == 0
     assert [line["step"] for line in reports(tmp_path / "whole")] == [2, 4, 5]
     with Interrupt() as interrupt, monkeypatch.context() as patch:
@@ -406,7 +367,7 @@ def test_the_last_update_is_reported_whether_or_not_a_signal_came_before(tmp_pat
 
 
 def test_parameters_that_are_not_finite_are_told_at_an_evaluation(tmp_path):
-    config = make_config(
+    config = tiny_config(
         data={"valid": "numbers:valid"},
         optimizer={"learning_rate": 1e38, "warmup_steps": 1, "clip_norm": 0.0},
         training={"eval_every": 1},
@@ -417,7 +378,7 @@ def test_parameters_that_are_not_finite_are_told_at_an_evaluation(tmp_path):
 
 def test_chrf_and_then_the_loss_decide_where_bleu_is_undefined_or_equal(tmp_path, monkeypatch):
     """Also over a restart: what was best is in the checkpoint."""
-    config = make_config(
+    config = tiny_config(
         data={"valid": "numbers:valid"},
         training={"eval_every": 1, "patience": 2, "keep_checkpoints": 1},
     )
@@ -462,7 +423,7 @@ def test_validation_translates_every_corpus_and_shows_that_it_lives(tmp_path, mo
     quick = functools.partial(heartbeat, seconds=0.01)
     monkeypatch.setattr("transformer_jax.evaluation.heartbeat", quick)
     valid = "numbers:valid@en-de,numbers:valid@en-ko"
-    config = make_config(data={"train": valid, "valid": valid, "vocab_size": 150})
+    config = tiny_config(data={"train": valid, "valid": valid, "vocab_size": 150})
     caplog.set_level(logging.INFO, "transformer_jax")
     trainer = Trainer(config, tmp_path)
     with monkeypatch.context() as patch:
@@ -496,9 +457,9 @@ def test_validation_translates_every_corpus_and_shows_that_it_lives(tmp_path, mo
 
 def test_a_longer_cosine_schedule_is_told_when_the_run_goes_on(tmp_path, caplog):
     cosine = {"schedule": "cosine"}
-    run(make_config(6, optimizer=cosine), tmp_path, 6)
+    run(tiny_config(6, optimizer=cosine), tmp_path, 6)
     caplog.set_level(logging.INFO, "transformer_jax")
-    trainer = Trainer(make_config(12, optimizer=cosine), tmp_path)
+    trainer = Trainer(tiny_config(12, optimizer=cosine), tmp_path)
     trainer.close()
     schedule = trainer_module.learning_rate_schedule(trainer.config.optimizer, 8, 12)
     trainer._log_schedule(schedule)  # once the new config is kept, there is nothing to say
@@ -508,9 +469,9 @@ def test_a_longer_cosine_schedule_is_told_when_the_run_goes_on(tmp_path, caplog)
 
 
 def test_a_changed_field_is_refused_with_the_ways_on(tmp_path):
-    run(make_config(), tmp_path, 1)
+    run(tiny_config(), tmp_path, 1)
     with pytest.raises(ValueError, match="of another config") as error:
-        Trainer(make_config(data={"tokens_per_batch": 640}), tmp_path)
+        Trainer(tiny_config(data={"tokens_per_batch": 640}), tmp_path)
     assert "config.data.tokens_per_batch: 320 -> 640" in str(error.value)
     assert f"--config.training.init_from={tmp_path} " in str(error.value)
 
@@ -531,7 +492,7 @@ def test_a_start_that_fails_leaves_no_folder(tmp_path, data):
     (there / "notes").write_text("mine")
     for workdir in (tmp_path / "new/run", there):
         with pytest.raises((ValueError, OSError)):
-            Trainer(make_config(data=data), workdir)
+            Trainer(tiny_config(data=data), workdir)
     assert not (tmp_path / "new").exists() and (there / "notes").read_text() == "mine"
 
 
@@ -542,7 +503,7 @@ def test_a_folder_that_something_was_put_into_meanwhile_stays(tmp_path, monkeypa
 
     monkeypatch.setattr(trainer_module, "load_data", load)
     with pytest.raises(ValueError, match="bad corpus"):
-        Trainer(make_config(), tmp_path / "run")
+        Trainer(tiny_config(), tmp_path / "run")
     assert (tmp_path / "run/notes").read_text() == "mine"
 
 
@@ -559,7 +520,7 @@ def test_the_test_of_a_mixture_is_a_line_a_corpus(tmp_path, monkeypatch, capsys)
             return [Translation([Hypothesis(text, 0.0, 0.0)], False) for text in answers]
 
     monkeypatch.setattr(Translator, "from_workdir", lambda _: Stub())
-    loop._test(make_config(data={"test": names}), tmp_path)
+    loop._test(tiny_config(data={"test": names}), tmp_path)
     german, korean, mean = capsys.readouterr().out.splitlines()[-3:]
     assert german.startswith(f"text:{tmp_path}/c, en-de: BLEU ") and german.endswith("50.0% of 2")
     assert korean == (

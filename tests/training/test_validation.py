@@ -3,61 +3,37 @@
 import jax
 import numpy as np
 import pytest
+from builders import model_parts, random_store
 from flax import nnx
 
-from transformer_jax.config import ModelConfig
 from transformer_jax.data.batching import Batch, pad_rows
-from transformer_jax.data.token_store import Side, TokenStore
-from transformer_jax.data.vocabulary import BOS, EOS
+from transformer_jax.data.vocabulary import BOS
 from transformer_jax.devices import replicate
-from transformer_jax.model.transformer import Transformer
 from transformer_jax.training.metrics import means
 from transformer_jax.training.step import batch_sums
 from transformer_jax.training.validation import LossEvaluator
 
-VOCAB = 13
-CONFIG = ModelConfig(num_layers=1, model_dim=8, num_heads=2, feed_forward_dim=16, dropout_rate=0.3)
-
-
-def random_store(seed: int, pairs: int, longest: int) -> TokenStore:
-    random = np.random.default_rng(seed)
-
-    def side() -> Side:
-        ends = np.cumsum(random.integers(2, longest + 1, pairs))
-        ids = random.integers(4, VOCAB, ends[-1])
-        ids[ends - 1] = EOS
-        return Side(ids.astype(np.uint16), np.append(0, ends))
-
-    return TokenStore(side(), side(), {}, seed)
-
-
 # Of unequal sizes and lengths, so that a mean of means would be wrong.
-STORES = [random_store(1, 30, 20), random_store(2, 5, 7)]
+STORES = [random_store(30, 20, seed=1), random_store(5, 7, seed=2)]
 
 
 @pytest.fixture(scope="module")
-def model_parts():
-    return nnx.split(Transformer(CONFIG, VOCAB, rngs=nnx.Rngs(0)))
-
-
-@pytest.fixture(scope="module")
-def expected(model_parts):
+def expected():
     """All pairs in one batch, one a row."""
+    graphdef, params = model_parts(dropout_rate=0.3)
     pairs = [(store.source[i], store.target[i]) for store in STORES for i in range(len(store))]
     source = pad_rows([x.tolist() for x, _ in pairs], len(pairs), 20)
     inputs = pad_rows([[BOS, *y[:-1].tolist()] for _, y in pairs], len(pairs), 20)
     labels = pad_rows([y.tolist() for _, y in pairs], len(pairs), 20).ids
     batch = Batch(source, inputs, labels)
-    sums = jax.jit(lambda params: batch_sums(nnx.merge(model_parts[0], params), batch, 0.1)[1])
-    return means({k: float(v) for k, v in sums(model_parts[1])._asdict().items()})
+    sums = jax.jit(lambda params: batch_sums(nnx.merge(graphdef, params), batch, 0.1)[1])
+    return means({k: float(v) for k, v in sums(params)._asdict().items()})
 
 
 @pytest.mark.parametrize("tokens_per_batch", [40, 400])
-def test_the_loss_is_that_of_all_pairs_in_one_batch(
-    model_parts, expected, tmp_path, tokens_per_batch
-):
+def test_the_loss_is_that_of_all_pairs_in_one_batch(expected, tmp_path, tokens_per_batch):
     """Without dropout, over four devices, and the same for any size of batches."""
-    graphdef, params = model_parts
+    graphdef, params = model_parts(dropout_rate=0.3)
     params, seen = replicate(params), []
     evaluate = LossEvaluator(
         graphdef,
