@@ -29,6 +29,10 @@ def get_config(name):
         config.optimizer.learning_rate, config.optimizer.warmup_steps = 1e38, 1
     return config
 """
+COSTS = [
+    {"layer": "lstm", "n": n, "d": 8, "seconds": n, "bytes": n, "operations": n, "steps": n}
+    for n in (1, 2)
+]
 TOKENS = "--target_tokens=1000"
 
 
@@ -84,7 +88,6 @@ def test_the_report_has_all_that_was_measured(compared):
         # Its references are single words.
         assert one["valid_curve"][-1]["bleu"] is one["bleu"] is None and one["chrf"]["score"] >= 0
         assert sum(part["sentences"] for part in one["by_length"]) == 3
-        assert len(one["gradient_by_distance"]) == 64
         for sample in one["samples"]:
             attention = sample["attention"]
             assert len(attention["weights"]) == len(attention["target_tokens"])
@@ -93,8 +96,7 @@ def test_the_report_has_all_that_was_measured(compared):
                 assert sum(row) == pytest.approx(1, abs=0.01)
     (test,) = comparison["significance"]
     assert (test["first"], test["second"]) == ("lstm_dot", "transformer")
-    assert {cost["layer"] for cost in comparison["layer_costs"]} == {"self-attention", "lstm"}
-    assert "tanh RNN" in comparison["initial_gradients"]
+    assert comparison["layer_costs"] == [] and comparison["initial_gradients"] == {}
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +104,11 @@ def compared_again(home, config, compared):
     """The same with other runs, one of them on fewer pairs, and the failed one left out."""
     workdir, _, _ = compared
     before = json.loads((workdir / "comparison.json").read_text())
-    done = compare(home, workdir, config, ("lstm_dot", "lstm"), TOKENS, "--pairs=60")
+    probes = home / "probes.jsonl"
+    lines = {"initial_gradients": {"LSTM": [1.0, 0.5]}, "gradient_by_distance": {"lstm": [2, 1]}}
+    probes.write_text(f"{json.dumps(lines)}\n{json.dumps({'layer_costs': COSTS})}\n")
+    flags = TOKENS, "--pairs=60", f"--probes={probes}"
+    done = compare(home, workdir, config, ("lstm_dot", "lstm"), *flags)
     assert done.returncode == 0, done.stderr
     return workdir, before, json.loads((workdir / "comparison.json").read_text())
 
@@ -111,7 +117,9 @@ def compared_again(home, config, compared):
 def test_the_same_command_goes_on_and_measures_nothing_twice(compared_again):
     workdir, before, after = compared_again
     assert after["runs"][0] == before["runs"][0]
-    assert after["layer_costs"] == before["layer_costs"]
+    assert after["layer_costs"] == COSTS and after["initial_gradients"] == {"LSTM": [1.0, 0.5]}
+    gradients = [one.get("gradient_by_distance") for one in after["runs"]]
+    assert gradients == [None, [2, 1], None, None]
     assert [(one["name"], one["pairs"], one["limited"]) for one in after["runs"]] == [
         ("lstm_dot", 300, False),
         ("lstm", 300, False),
@@ -147,6 +155,7 @@ def test_a_model_without_attention_is_asked_for_it_in_vain(home, compared_again,
         (["lstm"], [TOKENS, "--pairs=many"], "'many' is not a whole number"),
         (["lstm"], [TOKENS, "--override=data.batching=packed"], "cannot read several pairs"),
         (["lstm"], [TOKENS, "--override=data.test=text:nowhere"], "nowhere.en"),
+        (["lstm"], [TOKENS, f"--probes={__file__}"], "is not a line of JSON"),
         (["lstm_dot"], ["--target_tokens=999"], "with --target_tokens=1000, not"),
         (["lstm_dot"], [TOKENS, "--override=seed=1"], "trained with another config"),
     ],

@@ -30,6 +30,9 @@ _PAIRS = flags.DEFINE_list(
 _OVERRIDES = flags.DEFINE_multi_string(
     "override", [], "A field that all configs get, such as data.train=text:corpus/train."
 )
+_PROBES = cli.define_path(
+    "probes", "", "File of what benchmarks/{gradient_by_distance,layer_cost}.py printed."
+)
 flags.mark_flags_as_required(["configs", "workdir"])
 flags.register_validator("workdir", bool, "the name of a folder was wanted")
 
@@ -53,6 +56,7 @@ def main(_) -> int:
             comparison.Budget(_TARGET_TOKENS.value, _TRAIN_SECONDS.value),
             overrides=_OVERRIDES.value,
             pairs=pairs,
+            probes=_PROBES.value,
             command=shlex.join(["python", "-m", "transformer_jax.compare", *sys.argv[1:]]),
         )
     except comparison.Stopped as stopped:

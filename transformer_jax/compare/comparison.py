@@ -6,6 +6,7 @@ import datetime
 import hashlib
 import json
 import logging
+import os
 import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from transformer_jax.checkpoint import CONFIG_FILE
-from transformer_jax.compare import gradients, layer_cost, quality, report, runs
+from transformer_jax.compare import quality, report, runs
 from transformer_jax.compare.children import ChildError, in_child
 from transformer_jax.compare.plan import Budget, Run, plan
 from transformer_jax.data.corpus import Pair
@@ -24,7 +25,7 @@ from transformer_jax.training.workdir import locked
 logger = logging.getLogger(__name__)
 
 PLAN_FILE, DATA_FILE, REPORT_FILE = "budget.json", "comparison.json", "report.html"
-_RESULT_FILE, _SPEED_FILE, _LAYERS_FILE = "result.json", "speed.json", "layers.json"
+_RESULT_FILE, _SPEED_FILE = "result.json", "speed.json"
 _SAMPLES = 5  # sentences that are shown as each model translates them
 
 
@@ -39,6 +40,7 @@ def compare(
     *,
     overrides: Sequence[str] = (),
     pairs: Sequence[int] = (),
+    probes: str | os.PathLike = "",
     command: str = "",
 ) -> dict[str, Any]:
     """Trains what has not been trained, measures what has not been measured, and reports.
@@ -50,6 +52,8 @@ def compare(
     Args:
       configs, workdir, overrides, pairs: as `plan` takes them.
       budget: of each run, the same for all.
+      probes: file with what benchmarks/gradient_by_distance.py and benchmarks/layer_cost.py
+        printed, for the report.
       command: by which it can be made again, for the report.
 
     Returns:
@@ -68,9 +72,10 @@ def compare(
     test = runs.read_pairs(planned[0].config, planned[0].config.data.test)
     if not test:
         raise ValueError(f"the test corpus {planned[0].config.data.test} is empty")
+    measured = _probes(probes)
     with locked(workdir):
         _keep_budget(workdir / PLAN_FILE, budget, planned)
-        return _compare(planned, workdir, budget, test, machine, command)
+        return _compare(planned, workdir, budget, test, machine, measured, command)
 
 
 def _compare(
@@ -79,6 +84,7 @@ def _compare(
     budget: Budget,
     test: list[Pair],
     machine: dict[str, Any],
+    probes: dict[str, Any],
     command: str,
 ) -> dict[str, Any]:
     first = runs.first_corpus(planned[0].config)
@@ -89,6 +95,10 @@ def _compare(
     for run, result in zip(planned, results):
         if result["status"] == "done":
             result |= _measured_speed(run)
+    trained = probes.pop("gradient_by_distance")
+    for result in results:
+        if result["status"] == "done" and not result["limited"]:
+            result["gradient_by_distance"] = trained.get(result["name"])
     comparison = {
         "date": datetime.date.today().isoformat(),
         "machine": machine,
@@ -102,7 +112,7 @@ def _compare(
         },
         "runs": [_scored(result, test, first.target_language) for result in results],
         "significance": _neighbours(results, test, first.target_language),
-        **_measured_layers(workdir),
+        **probes,
     }
     comparison = finite(comparison)
     _write(workdir / DATA_FILE, json.dumps(comparison, ensure_ascii=False, indent=1) + "\n")
@@ -187,21 +197,21 @@ def _measured_speed(run: Run) -> dict[str, Any]:
         return {"train_tokens_per_s": None, "decode_tokens_per_s": None}
 
 
-def _measured_layers(workdir: pathlib.Path) -> dict[str, Any]:
-    """What does not depend on the runs."""
-
-    def measure() -> dict[str, Any]:
-        logger.info("measuring gradients and layers")
-        return {
-            "initial_gradients": in_child(gradients.initial_gradients),
-            "layer_costs": in_child(layer_cost.layer_costs),
-        }
-
-    try:
-        return _kept(workdir / _LAYERS_FILE, None, measure)
-    except ChildError as error:
-        logger.error("gradients and layers were not measured: %s", error)
-        return {"initial_gradients": {}, "layer_costs": []}
+def _probes(path: str | os.PathLike) -> dict[str, Any]:
+    """What the benchmarks of gradients and layers printed, each on a line of a file, if any."""
+    names = {"initial_gradients": {}, "layer_costs": [], "gradient_by_distance": {}}
+    probes = dict(names)
+    for line in pathlib.Path(path).read_text(encoding="utf-8").splitlines() if path else ():
+        try:
+            probes |= dict(json.loads(line))
+        except (TypeError, ValueError):
+            raise ValueError(
+                f"{path}: {line[:40]!r} is not a line of JSON as benchmarks/layer_cost.py and "
+                "benchmarks/gradient_by_distance.py print them"
+            ) from None
+    return {
+        name: probes[name] for name in ("initial_gradients", "layer_costs", "gradient_by_distance")
+    }
 
 
 def _scored(result: dict[str, Any], test: list[Pair], language: str) -> dict[str, Any]:

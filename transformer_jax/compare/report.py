@@ -13,6 +13,7 @@ from transformer_jax.compare import charts, elements
 
 Run = Mapping[str, Any]
 _NOTHING = '<p class="quiet">Nothing was measured.</p>'
+_PROBE = '<p class="quiet">Nothing was measured: benchmarks/{0}.py does, for --probes.</p>'
 
 
 def report(comparison: Mapping[str, Any]) -> str:
@@ -193,14 +194,14 @@ def _curves(comparison: Mapping[str, Any]) -> str:
 def _gradients(comparison: Mapping[str, Any]) -> str:
     chart = charts.gradient_chart(comparison.get("initial_gradients") or {}, _whole(comparison))
     if not chart:
-        return ""
+        return _PROBE.format("gradient_by_distance")
     caption = "Norm of the gradient by distance, relative to distance 0; logarithmic."
     return (
         "<p>The encoder's last state, projected on random directions, differentiated by the "
         "embedding of each token before it, in sources of random tokens. A straight fall is "
         "the vanishing gradient and a straight rise the exploding one (Bengio et al. 1994; "
-        "Pascanu et al. 2013): both are a constant factor a place. Self-attention has one step "
-        "between any two places, so that its norm has no such trend; distance 0 stands above "
+        "Pascanu et al. 2013): both are a constant factor a position. Self-attention has one step "
+        "between any two positions, so that its norm has no such trend; distance 0 stands above "
         "the others by the residual connection. Untrained LSTM and GRU begin with gates half "
         "open, and vanish too; what they learn is to keep some open. Of a bidirectional "
         "encoder, the backward half has read only the last token there and counts at "
@@ -211,7 +212,7 @@ def _gradients(comparison: Mapping[str, Any]) -> str:
 def _layer_costs(comparison: Mapping[str, Any]) -> str:
     costs = comparison.get("layer_costs") or []
     if not costs:
-        return ""
+        return _PROBE.format("layer_cost")
     intro = (
         "<p>One layer, one sentence, forward and backward. Dotted: the operations of Table 1 of "
         "Vaswani et al. 2017, n² d for self-attention and n d² for a recurrent layer, drawn "

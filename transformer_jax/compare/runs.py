@@ -20,7 +20,6 @@ import jax
 import numpy as np
 
 from transformer_jax.checkpoint import CONFIG_FILE, VOCABULARY_FILE, read_config
-from transformer_jax.compare.gradients import gradient_by_distance
 from transformer_jax.compare.plan import Budget, Run, settled
 from transformer_jax.config import Config, reset_idle_fields
 from transformer_jax.data.corpus import Corpus, Pair, parse_corpora, read_corpus
@@ -35,7 +34,6 @@ logger = logging.getLogger(__name__)
 
 _SPEED_SECONDS, _SPEED_STEPS = 15.0, 200  # of training that a speed is measured over, at most
 _SPEED_SENTENCES = 256  # of the test corpus that decoding is timed on
-GRADIENT_LENGTH = 64  # tokens that gradients are followed back over
 
 
 def run_training(run: Run, budget: Budget) -> int:
@@ -121,17 +119,13 @@ def evaluate(run: Run, samples: Sequence[int]) -> dict[str, Any]:
         config.data.vocabulary = str(run.workdir / VOCABULARY_FILE)
         stores = load_data(pathlib.Path(aside), config).train
     curves = learning_curves(run.workdir)
-    (graphdef,), (params,) = translator.models
-    vocab_size = len(translator.vocabulary)
+    (params,) = translator.models.params
     return curves | {
         "hypotheses": [translation.text for translation in translations],
         "truncated": truncated,
         "pairs": sum(map(len, stores)),
         "epoch_tokens": sum(store.target.ids.size for store in stores),
         "parameters": sum(x.size for x in jax.tree.leaves(params)),
-        "gradient_by_distance": gradient_by_distance(
-            graphdef, params, vocab_size, length=GRADIENT_LENGTH
-        ),
         "samples": [_sample(translator, pairs[i], translations[i]) for i in samples],
     }
 

@@ -4,8 +4,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from gradient_by_distance import gradient_by_distance, measure
 
-from transformer_jax.compare.gradients import gradient_by_distance, initial_gradients
 from transformer_jax.config import ModelConfig
 from transformer_jax.model.build import build
 
@@ -31,7 +31,7 @@ def test_a_recurrence_that_scales_gives_its_powers(factor):
     np.testing.assert_allclose(norms, factor ** np.arange(length), rtol=1e-3)
 
 
-def test_the_backward_half_of_the_last_place_has_read_the_last_token_alone():
+def test_the_backward_half_of_the_last_position_has_read_the_last_token_alone():
     model = make_rnn(bidirectional=True)
     forwards = model.encoder[0].forward.dense_i.kernel
     forwards[...] = jnp.zeros_like(forwards[...])
@@ -47,8 +47,8 @@ def test_sources_differ_by_the_seed_alone():
     assert first == again and first != other
 
 
-def test_untrained_rnns_vanish_or_explode_and_attention_reaches_all_places_alike():
-    norms = initial_gradients(model_dim=32, vocab_size=50, length=24)
+def test_untrained_rnns_vanish_or_explode_and_attention_reaches_all_positions_alike():
+    norms = measure([], length=24, model_dim=32, vocab_size=50)["initial_gradients"]
     assert all(len(of_model) == 24 for of_model in norms.values())
     rnn, exploding, lstm, gru, transformer = map(np.array, norms.values())
     assert list(norms) == [
@@ -58,14 +58,9 @@ def test_untrained_rnns_vanish_or_explode_and_attention_reaches_all_places_alike
         "GRU",
         "Transformer encoder",
     ]
-    # By a steady factor a place: about the spectral radius, 0.046 sqrt(32), and about 1/2.
+    # By a steady factor a position: about the spectral radius, 0.046 sqrt(32), and about 1/2.
     for vanishing, least, most in ((rnn, 0.15, 0.4), (lstm, 0.4, 0.65), (gru, 0.4, 0.65)):
         factor = (vanishing[23] / vanishing[5]) ** (1 / 18)
         assert least < factor < most
     assert exploding[23] > 20 * exploding[0]
     assert transformer[1:].max() < 10 * transformer[1:].min()
-
-
-def test_a_vocabulary_of_special_symbols_is_an_error():
-    with pytest.raises(ValueError, match="vocab_size=4"):
-        gradient_by_distance(*nnx.split(make_rnn()), 4)
