@@ -95,10 +95,10 @@ flags.register_validator("workdir", all, "the name of a folder was wanted")
 def main(_) -> None:
     _check_flags()
     from transformer_jax.data.corpus import open_text, raw_lines
-    from transformer_jax.decoding.attention_lines import AttentionLines, check_page
     from transformer_jax.decoding.stream import Writer, decoded, score_pairs, translate_lines
     from transformer_jax.decoding.translator import Translator
     from transformer_jax.evaluation import score_translator
+    from transformer_jax.figures.attention_page import AttentionLines, check_page
 
     # Those of SearchOptions, which says what they mean and what goes together.
     options = {flag.name: flag.value for flag in _READING + _SEARCH if flag.value is not None}

@@ -9,7 +9,7 @@ import pytest
 from absl import flags
 from matplotlib.figure import Figure
 
-from transformer_jax import Config, Translator, train, visualize
+from transformer_jax import Config, Translator, figures, train
 from transformer_jax.compare.comparison import Budget, compare
 from transformer_jax.compare.plan import plan
 from transformer_jax.config import load_config
@@ -31,7 +31,7 @@ USES = {
     "train": lambda tmp_path, path: train(Config(), path),
     "dry run": lambda tmp_path, path: dry_run(Config(), path),
     "from_workdir": lambda tmp_path, path: Translator.from_workdir(path),
-    "save": lambda tmp_path, path: visualize.save(Figure(), f"{path}/a.png"),
+    "save": lambda tmp_path, path: figures.save(Figure(), f"{path}/a.png"),
     "config": lambda tmp_path, path: load_config(f"{path}/config.py"),
     "configs": lambda tmp_path, path: plan([f"{path}/config.py:x"], tmp_path),
     "compare": lambda tmp_path, path: compare([], path, Budget(1)),

@@ -16,7 +16,7 @@ import numpy as np
 from matplotlib import rc_context, ticker
 from matplotlib.axes import Axes
 
-from transformer_jax.fonts import Figure
+from transformer_jax.figures.fonts import Figure
 
 Run = Mapping[str, Any]
 

@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from transformer_jax.labels import label
+from transformer_jax.figures.labels import label
 
 DASH = "–"
 

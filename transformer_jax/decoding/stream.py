@@ -10,7 +10,7 @@ import select
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 from tqdm import tqdm
@@ -18,8 +18,10 @@ from tqdm import tqdm
 from transformer_jax.data.corpus import language_tag, raw_lines, text_of_line
 from transformer_jax.data.vocabulary import UNK, Vocabulary
 from transformer_jax.decoding.alignment import Alignment
-from transformer_jax.decoding.attention_lines import AttentionLines
 from transformer_jax.decoding.translator import Hypothesis, Score, Translation, Translator
+
+if TYPE_CHECKING:
+    from transformer_jax.figures.attention_page import AttentionLines
 
 logger = logging.getLogger(__name__)
 
@@ -205,7 +207,7 @@ def translate_lines(
     name: str,
     prefixes: Iterator[str] | str = "",
     align: dict[str, Any] | None = None,
-    attention: AttentionLines | None = None,
+    attention: "AttentionLines | None" = None,
     progress: bool = False,
     **options: Any,
 ) -> None:

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from transformer_jax.data.vocabulary import Vocabulary
-from transformer_jax.labels import begins_word, label, right_to_left, text_of
+from transformer_jax.figures.labels import begins_word, label, right_to_left, text_of
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from fontTools.fontBuilder import FontBuilder
 from fontTools.pens.ttGlyphPen import TTGlyphPen
 from matplotlib import font_manager
 
-from transformer_jax.fonts import Figure, families
+from transformer_jax.figures.fonts import Figure, families
 
 HANGUL = "\uac00\ub098"
 
@@ -76,7 +76,7 @@ def test_what_no_font_has_is_told_once_and_drawn_in_silence(only_dejavu, caplog)
     caplog.set_level(logging.WARNING)
     assert _drawn(f"two {HANGUL} \u3042").startswith(b"\x89PNG")
     (record,) = caplog.records
-    assert record.name == "transformer_jax.fonts"
+    assert record.name == "transformer_jax.figures.fonts"
     for part in ("3 of the characters", "Hangul, Hiragana", HANGUL[0], "fonts-noto-cjk"):
         assert part in record.getMessage()
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from transformer_jax.config import Config
-from transformer_jax.labels import label
+from transformer_jax.figures.labels import label
 from transformer_jax.paths import local_path
 
 if TYPE_CHECKING:
@@ -251,7 +251,7 @@ def _inches(weights_TM: np.ndarray, cell: float, margin: float = _MARGIN) -> tup
 
 def _figure(width: float, height: float, texts: Sequence[str] = ()) -> "Figure":
     """An empty figure whose labels may have these texts."""
-    from transformer_jax.fonts import Figure, families
+    from transformer_jax.figures.fonts import Figure, families
 
     size = (min(max(width, 3.0), _MOST_INCHES), min(max(height, 2.5), _MOST_INCHES))
     figure = Figure(figsize=size, layout="constrained")

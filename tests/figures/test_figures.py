@@ -10,9 +10,7 @@ from matplotlib.image import imread
 
 from transformer_jax.config import Config
 from transformer_jax.decoding.alignment import Alignment
-from transformer_jax.model.embedding import sinusoidal_positions
-from transformer_jax.training.optimizer import learning_rate_schedule
-from transformer_jax.visualize import (
+from transformer_jax.figures import (
     alignment_figure,
     attention_figure,
     attention_grid,
@@ -21,6 +19,8 @@ from transformer_jax.visualize import (
     save,
     schedule_figure,
 )
+from transformer_jax.model.embedding import sinusoidal_positions
+from transformer_jax.training.optimizer import learning_rate_schedule
 
 ATTENTION = attention_of()
 RECURRENT = ATTENTION._replace(encoder=None, decoder=None, cross=ATTENTION.cross[:1, :1])

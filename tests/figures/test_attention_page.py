@@ -12,7 +12,7 @@ from attentions import HEADS, LAYERS, attention_of
 from hypothesis import given
 from hypothesis import strategies as st
 
-from transformer_jax.attention_page import attention_page
+from transformer_jax.figures.attention_page import attention_page
 
 HEBREW = ["\u2581\u05e1\u05e4\u05e8", "\u2581\u05d8\u05d5\u05d1"]
 HOSTILE = ["\u2581</script><script>document.title='broken'</script>", "<b>", "&lt;", "{{title}}"]

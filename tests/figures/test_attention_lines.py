@@ -6,9 +6,9 @@ import os
 import pytest
 from attentions import attention_of
 
-from transformer_jax.decoding import attention_lines
-from transformer_jax.decoding.attention_lines import MOST_LINES, AttentionLines, check_page
 from transformer_jax.decoding.translator import Hypothesis
+from transformer_jax.figures import attention_page
+from transformer_jax.figures.attention_page import MOST_LINES, AttentionLines, check_page
 
 
 class Attentive:
@@ -82,7 +82,7 @@ def test_a_page_that_is_not_written_to_its_end_leaves_the_old_one(
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(attention_lines.os, "replace", interrupted)
+    monkeypatch.setattr(attention_page.os, "replace", interrupted)
     (tmp_path / "page.html").write_text("precious")
     with pytest.raises(KeyboardInterrupt):
         written(translator, {1: "a"}, tmp_path / "page.html")
