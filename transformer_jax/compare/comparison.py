@@ -17,7 +17,7 @@ from transformer_jax.checkpoint import CONFIG_FILE
 from transformer_jax.compare import quality, report, runs
 from transformer_jax.compare.children import ChildError, in_child
 from transformer_jax.compare.plan import Budget, Run, plan
-from transformer_jax.data.corpus import Pair
+from transformer_jax.data.corpus import Corpus, Pair
 from transformer_jax.paths import local_folder
 from transformer_jax.training.metrics import finite
 from transformer_jax.training.workdir import locked
@@ -109,8 +109,9 @@ def _compare(
             "sentences": len(test),
             "source_language": first.source_language,
             "target_language": first.target_language,
+            "length_unit": quality.length_unit(first.source_language),
         },
-        "runs": [_scored(result, test, first.target_language) for result in results],
+        "runs": [_scored(result, test, first) for result in results],
         "significance": _neighbours(results, test, first.target_language),
         **probes,
     }
@@ -214,18 +215,17 @@ def _probes(path: str | os.PathLike) -> dict[str, Any]:
     }
 
 
-def _scored(result: dict[str, Any], test: list[Pair], language: str) -> dict[str, Any]:
-    """A result as in the report: scores in place of translations into the language."""
+def _scored(result: dict[str, Any], test: list[Pair], corpus: Corpus) -> dict[str, Any]:
+    """A result as in the report: scores in place of translations into the corpus' language."""
     result = dict(result)
     hypotheses = result.pop("hypotheses", None)
     if hypotheses is None:
         return result
     sources, references = ([pair[side] for pair in test] for side in (0, 1))
-    return (
-        _timed(result)
-        | quality.corpus_scores(hypotheses, references, language)
-        | {"by_length": quality.by_length(sources, hypotheses, references, language)}
-    )
+    lengths = quality.text_lengths(sources, corpus.source_language)
+    scored = hypotheses, references, corpus.target_language
+    by_length = {"by_length": quality.by_length(lengths, *scored)}
+    return _timed(result) | quality.corpus_scores(*scored) | by_length
 
 
 def _timed(result: dict[str, Any]) -> dict[str, Any]:

@@ -145,7 +145,8 @@ def _lengths(comparison: Mapping[str, Any]) -> str:
         ]
         for run in runs
     ]
-    head = ["Model", *(f"{b['from']}–{b['to']} words" for b in bins)]
+    unit = comparison["test"].get("length_unit", "words")
+    head = ["Model", *(f"{b['from']}–{b['to']} {unit}" for b in bins)]
     ratios = "<h3>Length of the translation over that of the reference</h3>"
     figure = elements.figure(chart, "BLEU and chrF by the length of the source.")
     return intro + figure + ratios + elements.table(head, rows)
