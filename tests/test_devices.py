@@ -57,8 +57,13 @@ def test_a_comparison_without_a_device_is_told_first(tmp_path, monkeypatch):
 def test_usable_memory_is_nine_tenths_of_what_is_free_or_allowed(cgroup, expected, monkeypatch):
     files = {"/proc/meminfo": "MemTotal: 9 kB\nMemAvailable: 8388608 kB\n"}
     files["/sys/fs/cgroup/memory.max"] = cgroup + "\n"
+    read = pathlib.Path.read_text
+
+    def read_text(path, *args, **options):
+        return files[str(path)] if str(path) in files else read(path, *args, **options)
+
     monkeypatch.setattr(pathlib.Path, "exists", lambda path: str(path) in files)
-    monkeypatch.setattr(pathlib.Path, "read_text", lambda path: files[str(path)])
+    monkeypatch.setattr(pathlib.Path, "read_text", read_text)
     assert usable_memory() == int(0.9 * expected / jax.local_device_count())
 
 
