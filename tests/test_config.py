@@ -4,11 +4,11 @@ import ast
 import copy
 import dataclasses
 import functools
-import importlib.util
 import json
 import operator
 import pathlib
 import pickle
+import re
 
 import pytest
 
@@ -18,6 +18,9 @@ from transformer_jax.config import (
     ModelConfig,
     differences,
     idle_fields,
+    load_config,
+    ready_configs,
+    reference,
     unknown_field,
     whole_number,
     with_field,
@@ -58,18 +61,18 @@ def test_defaults_are_the_papers_base_model_and_valid():
     ("name", "value", "wanted"),
     [
         ("model.num_layers", 0, "must be at least 1"),
-        ("model.dropout_rate", 1.0, "must be from 0.0 to 0.999"),
-        ("model.dropout_rate", -0.1, "must be from 0.0 to 0.999"),
+        ("model.dropout_rate", 1.0, "must be in [0.0, 0.999]"),
+        ("model.dropout_rate", -0.1, "must be in [0.0, 0.999]"),
         ("optimizer.learning_rate", float("nan"), "is not a finite number"),
         ("decoding.length_penalty", float("inf"), "is not a finite number"),
         ("data.vocab_size", 7, "must be at least 8"),
-        ("data.sampling_alpha", 1.5, "must be from 0.0 to 1.0"),
+        ("data.sampling_alpha", 1.5, "must be in [0.0, 1.0]"),
         ("data.temperature", 0.0, "must be at least 0.01"),
-        ("data.batching", "sorted", "is not one of packed, bucketed"),
-        ("decoding.beam_size", 65, "must be from 1 to 64"),
-        ("seed", 2**31, "must be from 0 to"),
-        ("model.norm", "middle", "is not one of post, pre"),
-        ("training.best_metric", "chrf", "is not one of bleu, loss"),
+        ("data.batching", "sorted", "must be one of packed, bucketed"),
+        ("decoding.beam_size", 65, "must be in [1, 64]"),
+        ("seed", 2**31, "must be in [0, "),
+        ("model.norm", "middle", "must be one of post, pre"),
+        ("training.best_metric", "chrf", "must be one of bleu, loss"),
         ("model.num_layers", 2.0, "is not of type int"),
         ("model.num_layers", "2", "is not of type int"),
         ("model.num_layers", True, "is not of type int"),
@@ -137,15 +140,14 @@ EFFECTIVE |= {
     "training.patience": lambda c: c.data.valid and c.training.eval_every,
 }
 SETTINGS = [
-    {"model.kind": kind, "data.batching": batching, **more}
+    {"model.kind": kind, "data.batching": batching, "data.vocabulary_kind": vocabulary} | more
     for kind in KINDS
     for batching in ("packed", "bucketed")
+    for vocabulary in ("unigram", "bpe", "bytes", "symbols")
     for more in (
         {},
         {"data.valid": "numbers:valid"},
         {"data.valid": "numbers:valid", "training.eval_every": 0},
-        {"data.vocabulary_kind": "bytes"},
-        {"data.vocabulary_kind": "symbols"},
         {"model.attention": "none"},
         {"model.attention": "additive"},
     )
@@ -182,6 +184,21 @@ def test_a_field_without_effect_is_refused_and_no_other(settings):
             told = message(config)
             assert told.startswith(f"config.{name}={value} needs config.")
             assert f"its default, {fields[name].default})" in told
+
+
+def test_the_reference_says_what_each_field_means_takes_and_needs():
+    rows = {f"{row.section}.{row.name.rpartition('.')[2]}": row for row in reference()}
+    assert rows.keys() > EFFECTIVE.keys() and rows[".seed"].name == "config.seed"
+    assert all(re.fullmatch(r"[A-Z].{5,}\.", row.help) for row in rows.values())
+    assert {name for name, row in rows.items() if row.needs} == EFFECTIVE.keys()
+    feeding, norm = rows["model.input_feeding"], rows["model.norm"]
+    assert (feeding.type, feeding.default, feeding.takes) == ("bool", False, "")
+    assert feeding.needs == (
+        "config.model.kind=rnn or lstm or gru and config.model.attention=dot or general or concat"
+    )
+    assert (norm.type, norm.default, norm.takes) == ("str", "post", "one of post, pre")
+    assert rows["data.num_buckets"].takes == "in [1, 64]"
+    assert rows["model.num_layers"].takes == "at least 1"
 
 
 def test_a_kept_config_with_a_field_without_effect_is_read():
@@ -238,6 +255,8 @@ def test_what_is_no_whole_number_is_told_with_examples(text):
         ("config.data.train", "text:a=b", "text:a=b"),
         ("optimizer.clip_norm", "1e-1", 0.1),
         ("model.bidirectional", "True", True),
+        ("model.bidirectional", "1", True),
+        ("data.byte_fallback", "f", False),
         ("seed", "5", 5),
     ],
 )
@@ -251,7 +270,7 @@ def test_a_field_is_set_from_text(name, text, value):
     ("name", "text", "told"),
     [
         ("model.num_layers", "two", "model.num_layers='two' is not of type int"),
-        ("model.bidirectional", "1", "is not of type bool"),
+        ("model.bidirectional", "yes", "is not of type bool"),
         ("model.layers", "2", "no field config.model.layers; did you mean config.model.num_layers"),
         ("model", "2", "no field config.model"),
         ("data.x.y", "2", "no field config.data.x.y"),
@@ -337,7 +356,12 @@ def test_a_shipped_config_is_valid_and_imports_only_the_schema(path):
         elif isinstance(node, ast.ImportFrom):
             imported.add(node.module)
     assert imported <= {"transformer_jax.config"}
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    assert isinstance(module.get_config().validate(), Config)
+    assert ready_configs()[path.stem] == path
+    config = load_config(path.stem)
+    assert config.validate() == load_config(str(path)) == load_config(f"{path}:").validate()
+
+
+def test_a_ready_config_takes_an_argument_and_a_name_that_is_none_is_told():
+    assert load_config("story:lstm_dot").model.kind == "lstm"
+    with pytest.raises(ValueError, match="no config file quickstar, and no ready .*quickstart"):
+        load_config("quickstar")

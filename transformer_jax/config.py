@@ -1,7 +1,8 @@
-"""The configuration of a run: typed dataclasses, their validation, and JSON both ways.
+"""The configuration of a run: typed dataclasses, their validation, JSON, files and command lines.
 
-The dataclasses are the schema. Values are scalars only, 0 or "" meaning off, so that
-every field can be set from a command line as `--config.section.field=value`.
+The dataclasses are the only source: a field's metadata says what it means, which values it takes
+and when it has an effect; validation, errors, flags, `--help` and `reference` follow from it.
+Values are scalars, 0 or "" meaning off, so that each can be set as `--config.section.field=value`.
 """
 
 import dataclasses
@@ -15,32 +16,33 @@ import pathlib
 import re
 import traceback
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 from transformer_jax.paths import local_path
 
-# Where a field has an effect, for its `needs`: PATH=VALUE,VALUE for one of the values, PATH alone
-# for any value but "" and 0, several of them with spaces.
+# When a field has an effect: PATH=VALUE,VALUE for one of the values, PATH alone for any value but
+# "" and 0, several of them with spaces.
 _TRANSFORMER, _RNN = "model.kind=transformer", "model.kind=rnn,lstm,gru"
 _PACKED, _BUCKETED = "data.batching=packed", "data.batching=bucketed"
-_SEGMENTS, _VALID = "data.vocabulary_kind=unigram,bpe", "data.valid"
+_SUBWORDS, _VALID = "data.vocabulary_kind=unigram,bpe", "data.valid"
+_ANY = math.inf
 
 
-def _field(default, needs: str = "", **metadata):
-    return dataclasses.field(default=default, metadata={"needs": needs, **metadata})
+def _field(default: Any, help: str, needs: str = "", **metadata: Any) -> Any:
+    return dataclasses.field(default=default, metadata={"help": help, "needs": needs, **metadata})
 
 
-def _choice(default: str, *choices: str, needs: str = ""):
-    return _field(default, needs, choices=choices)
+def _choice(choices: str, help: str, needs: str = "") -> Any:
+    """One of several words, the first by default."""
+    return _field(choices.split()[0], help, needs, choices=tuple(choices.split()))
 
 
-def _number(default, least, most=float("inf"), needs: str = ""):
-    """A number in [least, most]."""
-    return _field(default, needs, range=(least, most))
+def _number(default: float, least: float, most: float, help: str, needs: str = "") -> Any:
+    return _field(default, help, needs, range=(least, most))
 
 
 class _Fields:
-    """Of a dataclass: refuses what is not one of its fields, as the command line does."""
+    """Refuses names that are not fields of the dataclass, as the command line does."""
 
     def __new__(cls, *_, **values):
         for name in values.keys() - cls.__dataclass_fields__.keys():
@@ -54,129 +56,136 @@ class _Fields:
 
     @classmethod
     def _path(cls, name: str) -> str:
-        groups = (field.name for field in dataclasses.fields(Config) if field.type is cls)
+        groups = (group.name for group in dataclasses.fields(Config) if group.type is cls)
         return ".".join(("config", *groups, name))
 
 
 @dataclasses.dataclass
 class ModelConfig(_Fields):
-    """The model; the defaults are the paper's base model (its Table 3).
+    """The model; the defaults are the paper's base model (its Table 3)."""
 
-    Each kind of model reads the fields that it shares with others and its own.
-    """
-
-    kind: str = _choice("transformer", "transformer", "rnn", "lstm", "gru")
-    num_layers: int = _number(6, 1)  # of the encoder, and as many of the decoder
-    model_dim: int = _number(512, 2)
-    dropout_rate: float = _number(0.1, 0.0, 0.999)
-    dtype: str = _choice("float32", "float32", "bfloat16")  # of the computation
-    # Of the Transformer.
-    num_heads: int = _number(8, 1, needs=_TRANSFORMER)
-    feed_forward_dim: int = _number(2048, 1, needs=_TRANSFORMER)
-    # Layer norm after or before each sub-layer.
-    norm: str = _choice("post", "post", "pre", needs=_TRANSFORMER)
-    activation: str = _choice("relu", "relu", "gelu", "silu", needs=_TRANSFORMER)
-    positions: str = _choice("sinusoidal", "sinusoidal", "none", needs=_TRANSFORMER)
-    attention_bias: bool = _field(False, _TRANSFORMER)
-    output_bias: bool = _field(False, _TRANSFORMER)
-    # Of the RNNs: rnn, lstm and gru.
-    attention: str = _choice("dot", "dot", "general", "concat", "additive", "none", needs=_RNN)
-    # The attentional state into the next step.
-    input_feeding: bool = _field(False, f"{_RNN} model.attention=dot,general,concat")
-    bidirectional: bool = _field(False, _RNN)  # encoder: half the width in each direction
-    # Of a decoder without attention: where the one vector goes that it gets.
+    kind: str = _choice("transformer rnn lstm gru", "Architecture.")
+    num_layers: int = _number(6, 1, _ANY, "Layers of the encoder, and as many of the decoder.")
+    model_dim: int = _number(512, 2, _ANY, "Width of the model, an even number.")
+    dropout_rate: float = _number(0.1, 0.0, 0.999, "Dropout rate.")
+    dtype: str = _choice("float32 bfloat16", "Type of the computation; parameters are float32.")
+    num_heads: int = _number(8, 1, _ANY, "Heads of each attention layer.", _TRANSFORMER)
+    feed_forward_dim: int = _number(2048, 1, _ANY, "Width of feed-forward layers.", _TRANSFORMER)
+    norm: str = _choice("post pre", "Layer norm after or before each sub-layer.", _TRANSFORMER)
+    activation: str = _choice("relu gelu silu", "Of feed-forward layers.", _TRANSFORMER)
+    positions: str = _choice("sinusoidal none", "Position encoding.", _TRANSFORMER)
+    attention_bias: bool = _field(False, "Add biases to attention's projections.", _TRANSFORMER)
+    output_bias: bool = _field(False, "Add a bias to the logits.", _TRANSFORMER)
+    attention: str = _choice("dot general concat additive none", "Score of attention.", _RNN)
+    input_feeding: bool = _field(
+        False,
+        "Feed the attentional state into the next step.",
+        f"{_RNN} model.attention=dot,general,concat",
+    )
+    bidirectional: bool = _field(False, "Encode in both directions, each half as wide.", _RNN)
     context: str = _choice(
-        "first_state", "first_state", "every_step", needs=f"{_RNN} model.attention=none"
+        "first_state every_step",
+        "Where a decoder without attention gets the encoder's last state.",
+        f"{_RNN} model.attention=none",
     )
 
 
 @dataclasses.dataclass
 class DataConfig(_Fields):
-    """Corpora, each one string, and how they become batches; see data/corpus.py."""
+    """Corpora, each one string, their vocabulary, and how they become batches."""
 
-    train: str = ""  # a corpus, or a mixture: corpora joined by commas
-    valid: str = ""
-    test: str = ""
-    source_language: str = "en"
-    target_language: str = "de"
-    temperature: float = _number(1.0, 0.01)  # of a mixture without weights: sizes ** (1 / this)
-    language_tags: bool = False  # begin each source with its target language, as in <2de>
-    vocab_size: int = _number(8000, 8, needs="data.vocabulary_kind=unigram,bpe,symbols")
-    vocabulary: str = ""  # a SentencePiece model to use instead of training one
-    vocabulary_kind: str = _choice("unigram", "unigram", "bpe", "bytes", "symbols")
-    # Spell characters that the vocabulary lacks in bytes.
-    byte_fallback: bool = _field(True, _SEGMENTS)
-    # Of sources alone (composed characters, single spaces), so that the target's own text
-    # survives; or a rule of SentencePiece for both sides.
-    normalization: str = _choice(
-        "nfc_source",
-        *("nfc_source", "identity", "nfkc", "nmt_nfkc", "nfkc_cf", "nmt_nfkc_cf"),
-        needs=_SEGMENTS,
+    train: str = _field("", "Training corpus, or a mixture: corpora joined by commas.")
+    valid: str = _field("", "Validation corpus or mixture.")
+    test: str = _field("", "Test corpus or mixture.")
+    source_language: str = _field("en", "Source language of corpora that name none.")
+    target_language: str = _field("de", "Target language of corpora that name none.")
+    temperature: float = _number(
+        1.0, 0.01, _ANY, "Of a mixture without weights: a corpus' share is its size ** (1 / this)."
     )
-    # Segment anew at each epoch; 0 = off.
-    sampling_alpha: float = _number(0.0, 0.0, 1.0, needs=_SEGMENTS)
-    max_length: int = _number(128, 2)  # tokens a side, with the end symbol; longer: left out
-    max_length_ratio: float = _number(0.0, 0.0)  # of the sides; beyond: left out; 0 = any
-    drop_identical: bool = False  # leave out pairs with equal sides
-    max_pairs: int = _number(0, 0)  # of each training corpus; 0 = all
-    batching: str = _choice("packed", "packed", "bucketed")  # pairs share rows, or have their own
-    # Of packed rows; 0 = chosen by the corpus' lengths.
-    source_row_length: int = _number(0, 0, needs=_PACKED)
-    target_row_length: int = _number(0, 0, needs=_PACKED)
-    # Lengths that bucketed batches are padded to.
-    num_buckets: int = _number(6, 1, 64, needs=_BUCKETED)
-    tokens_per_batch: int = _number(4096, 0)  # a side, padding included; 0 = what memory holds
-    cache_dir: str = ""  # where tokens are kept; "" = transformer_jax/data in the user's cache
+    language_tags: bool = _field(False, "Begin each source with its target language: <2de>.")
+    vocab_size: int = _number(
+        8000, 8, _ANY, "Pieces of the vocabulary.", "data.vocabulary_kind=unigram,bpe,symbols"
+    )
+    vocabulary: str = _field("", "A SentencePiece model to use instead of training one.")
+    vocabulary_kind: str = _choice(
+        "unigram bpe bytes symbols", "Subwords, bytes, or symbols with spaces between them."
+    )
+    byte_fallback: bool = _field(True, "Spell unknown characters in bytes.", _SUBWORDS)
+    normalization: str = _choice(
+        "nfc_source identity nfkc nmt_nfkc nfkc_cf nmt_nfkc_cf",
+        "NFC and single spaces of sources alone, or a rule of SentencePiece for both sides.",
+        _SUBWORDS,
+    )
+    sampling_alpha: float = _number(
+        0.0, 0.0, 1.0, "Sample another segmentation at each epoch; 0 = off.", _SUBWORDS
+    )
+    max_length: int = _number(128, 2, _ANY, "Most tokens of a side, EOS included, of pairs used.")
+    max_length_ratio: float = _number(0.0, 0.0, _ANY, "Most that one side is longer; 0 = any.")
+    drop_identical: bool = _field(False, "Leave out pairs with equal sides.")
+    max_pairs: int = _number(0, 0, _ANY, "Pairs read of each training corpus; 0 = all.")
+    batching: str = _choice(
+        "packed bucketed", "Pairs share rows, or each has one that is padded to a few lengths."
+    )
+    source_row_length: int = _number(0, 0, _ANY, "Tokens of a row; 0 = by the corpus.", _PACKED)
+    target_row_length: int = _number(0, 0, _ANY, "Tokens of a row; 0 = by the corpus.", _PACKED)
+    num_buckets: int = _number(6, 1, 64, "Lengths that batches are padded to.", _BUCKETED)
+    tokens_per_batch: int = _number(
+        4096, 0, _ANY, "Tokens of a batch on each side, padding included; 0 = what memory holds."
+    )
+    cache_dir: str = _field("", "Folder of tokenised corpora; default: the user's cache folder.")
 
 
 @dataclasses.dataclass
 class OptimizerConfig(_Fields):
     """Adam and its schedule; the defaults are the paper's (section 5.3)."""
 
-    schedule: str = _choice("rsqrt", "rsqrt", "cosine")
-    learning_rate: float = _number(0.0, 0.0)  # at the end of warm-up; 0 = the paper's
-    warmup_steps: int = _number(4000, 1)
-    beta1: float = _number(0.9, 0.0, 0.999999)
-    beta2: float = _number(0.98, 0.0, 0.999999)
-    epsilon: float = _number(1e-9, 0.0)
-    clip_norm: float = _number(0.0, 0.0)  # largest global norm of the gradient; 0 = off
+    schedule: str = _choice("rsqrt cosine", "Decay of the learning rate after the warm-up.")
+    learning_rate: float = _number(0.0, 0.0, _ANY, "At the end of the warm-up; 0 = the paper's.")
+    warmup_steps: int = _number(4000, 1, _ANY, "Updates of the warm-up.")
+    beta1: float = _number(0.9, 0.0, 0.999999, "Decay of the mean of gradients.")
+    beta2: float = _number(0.98, 0.0, 0.999999, "Decay of the mean of squared gradients.")
+    epsilon: float = _number(1e-9, 0.0, _ANY, "Added to the denominator.")
+    clip_norm: float = _number(0.0, 0.0, _ANY, "Max global norm of the gradient; 0 = off.")
 
 
 @dataclasses.dataclass
 class TrainingConfig(_Fields):
-    """Length of the run and what happens on the way; intervals in optimiser updates."""
+    """Length of the run and what happens on the way; intervals in updates."""
 
-    num_steps: int = _number(100_000, 1)
-    log_every: int = _number(100, 1)
-    eval_every: int = _number(5000, 0, needs=_VALID)  # 0 = only at the end
-    # Translated for BLEU at each evaluation, of all corpora; 0 = all.
-    eval_sentences: int = _number(500, 0, needs=_VALID)
-    save_every: int = _number(1000, 1)
-    keep_checkpoints: int = _number(5, 1)  # the latest, beside the best
-    # bleu: where equal, chrF, then the loss.
-    best_metric: str = _choice("bleu", "bleu", "loss", needs=_VALID)
-    # Evaluations without a better one before stopping; 0 = off.
-    patience: int = _number(0, 0, needs=f"{_VALID} training.eval_every")
-    label_smoothing: float = _number(0.1, 0.0, 0.999)
-    accumulate_steps: int = _number(1, 1)  # pieces that an update's batch is computed in
-    init_from: str = ""  # another run's workdir, whose parameters this one starts from
+    num_steps: int = _number(100_000, 1, _ANY, "Updates of the run.")
+    log_every: int = _number(100, 1, _ANY, "Updates between reports.")
+    eval_every: int = _number(5000, 0, _ANY, "Between validations; 0 = only at the end.", _VALID)
+    eval_sentences: int = _number(500, 0, _ANY, "Translated for valid BLEU; 0 = all.", _VALID)
+    save_every: int = _number(1000, 1, _ANY, "Updates between checkpoints.")
+    keep_checkpoints: int = _number(5, 1, _ANY, "Latest checkpoints kept, beside the best.")
+    best_metric: str = _choice("bleu loss", "Of the best checkpoint; ties: chrF, loss.", _VALID)
+    patience: int = _number(
+        0,
+        0,
+        _ANY,
+        "Validations without improvement before stopping; 0 = off.",
+        f"{_VALID} training.eval_every",
+    )
+    label_smoothing: float = _number(0.1, 0.0, 0.999, "Probability spread over all tokens.")
+    accumulate_steps: int = _number(1, 1, _ANY, "Micro-batches that a batch is computed in.")
+    init_from: str = _field("", "Workdir of another run, whose parameters this one starts from.")
 
 
 @dataclasses.dataclass
 class DecodingConfig(_Fields):
-    """Search (section 6.1)."""
+    """Beam search (section 6.1), for validation and as the defaults of decode."""
 
-    beam_size: int = _number(4, 1, 64)  # 1 = greedy
-    length_penalty: float = _number(0.6, 0.0)  # GNMT's alpha
-    max_length: int = _number(256, 2)  # tokens read of a line, and of its translation
-    rows: int = _number(32, 8)  # sentences translated at once; a multiple of 8
+    beam_size: int = _number(4, 1, 64, "Hypotheses of the beam; 1 = greedy.")
+    length_penalty: float = _number(0.6, 0.0, _ANY, "GNMT's alpha.")
+    max_length: int = _number(256, 2, _ANY, "Most tokens read of a line, and of its translation.")
+    rows: int = _number(32, 8, _ANY, "Sentences translated at once, a multiple of 8.")
 
 
 @dataclasses.dataclass
 class Config(_Fields):
-    """All that a run is made of; kept as config.json in its workdir."""
+    """All that a run is made of; saved as config.json in its workdir."""
 
-    seed: int = _number(0, 0, 2**31 - 1)
+    seed: int = _number(0, 0, 2**31 - 1, "Seed of initialisation, dropout and order.")
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
@@ -185,43 +194,10 @@ class Config(_Fields):
 
     def validate(self) -> "Config":
         """Returns itself, or raises ValueError naming the field, its value and what it takes."""
-        for name, field, value in _leaves(self):
-            _check(name, field, value)
-        model = self.model
-        if model.kind != "transformer" and self.data.batching == "packed":
-            raise ValueError(
-                f"config.model.kind={model.kind} cannot read several pairs in a row, as "
-                "config.data.batching=packed makes them; config.data.batching=bucketed gives each "
-                "pair a row"
-            )
-        if idle := [sentence for _, _, sentence in idle_fields(self)]:
-            raise ValueError("; ".join(idle))
-        if model.kind == "transformer" and model.model_dim % model.num_heads:
-            raise ValueError(
-                f"config.model.num_heads={model.num_heads} does not divide "
-                f"config.model.model_dim={model.model_dim}; heads share the width equally"
-            )
-        if model.model_dim % 2:
-            raise ValueError(
-                f"config.model.model_dim={model.model_dim} is odd; sinusoidal positions come in "
-                "pairs of dimensions, and two directions share a width"
-            )
-        if 0 < self.data.tokens_per_batch < self.data.max_length:
-            raise ValueError(
-                f"config.data.tokens_per_batch={self.data.tokens_per_batch} is less than "
-                f"config.data.max_length={self.data.max_length}: the longest pair fits no batch"
-            )
-        row = max(self.data.source_row_length, self.data.target_row_length)
-        if 0 < self.data.tokens_per_batch < row:
-            raise ValueError(
-                f"config.data.tokens_per_batch={self.data.tokens_per_batch} is less than a row of "
-                f"{row} tokens (config.data.source_row_length and target_row_length)"
-            )
-        if self.decoding.rows % 8:
-            raise ValueError(
-                f"config.decoding.rows={self.decoding.rows} is not a multiple of 8, which exact "
-                "decoding needs"
-            )
+        for name, leaf, value in _leaves(self):
+            check_value(name, leaf, value)
+        for problem in _problems(self):
+            raise ValueError(problem)
         return self
 
     def to_json(self) -> str:
@@ -234,6 +210,39 @@ class Config(_Fields):
         config = _build(cls, json.loads(text), "config")
         reset_idle_fields(config)  # which runs of older versions have
         return config.validate()
+
+
+def _problems(config: Config) -> Iterator[str]:
+    """Sentences about fields that do not go together."""
+    model, data = config.model, config.data
+    if model.kind != "transformer" and data.batching == "packed":
+        yield (
+            f"config.model.kind={model.kind} cannot read several pairs in a row, as config.data."
+            "batching=packed makes them; config.data.batching=bucketed gives each pair a row"
+        )
+    if idle := [sentence for _, _, sentence in idle_fields(config)]:
+        yield "; ".join(idle)
+    if model.kind == "transformer" and model.model_dim % model.num_heads:
+        yield (
+            f"config.model.num_heads={model.num_heads} does not divide config.model.model_dim="
+            f"{model.model_dim}; heads share the width equally"
+        )
+    if model.model_dim % 2:
+        yield (
+            f"config.model.model_dim={model.model_dim} is odd; sinusoidal positions come in pairs "
+            "of dimensions, and two directions share a width"
+        )
+    for name in ("max_length", "source_row_length", "target_row_length"):
+        if 0 < data.tokens_per_batch < getattr(data, name):
+            yield (
+                f"config.data.tokens_per_batch={data.tokens_per_batch} is less than config.data."
+                f"{name}={getattr(data, name)}: no batch could hold such a row"
+            )
+    if config.decoding.rows % 8:
+        yield (
+            f"config.decoding.rows={config.decoding.rows} is not a multiple of 8, which exact "
+            "decoding needs"
+        )
 
 
 # What may change when a run goes on: lengths and intervals, decoding, and paths (the
@@ -281,29 +290,55 @@ def reset_idle_fields(config: Config) -> None:
         setattr(group, field.name, field.default)
 
 
+class Row(NamedTuple):
+    """A field as the reference has it; what it takes and needs are "" where there is nothing."""
+
+    section: str
+    name: str
+    type: str
+    default: Any
+    takes: str
+    help: str
+    needs: str
+
+
+def reference() -> Iterator[Row]:
+    """All fields, with all that their dataclasses say of them."""
+    for name, leaf, _ in _leaves(Config()):
+        section = name.removeprefix("config.").rpartition(".")[0]
+        needs = " and ".join(
+            f"config.{need.replace(',', ' or ')}" for need in leaf.metadata["needs"].split()
+        )
+        metadata = takes(leaf), leaf.metadata["help"], needs
+        yield Row(section, name, leaf.type.__name__, leaf.default, *metadata)
+
+
 def with_field(config: Config, name: str, text: str) -> Config:
     """Sets a field, named as in "model.num_layers", to a value written as text; see `validate`.
 
     ValueError where there is no such field, or the text is no value of its type.
     """
-    *groups, last = name.removeprefix("config.").split(".")
-    node, fields = config, {}
-    for group in groups:
-        node = getattr(node, group, None)
-    if dataclasses.is_dataclass(node):
-        fields = {field.name: field.type for field in dataclasses.fields(node)}
-    if dataclasses.is_dataclass(fields.get(last, Config)):
-        raise ValueError(unknown_field(f"config.{name.removeprefix('config.')}"))
-    wanted = fields[last]
-    parse = {bool: lambda text: {"true": True, "false": False}[text.lower()], int: whole_number}
-    try:
-        value = parse.get(wanted, wanted)(text)
-    except (KeyError, ValueError) as error:
-        why = f" ({error})" if wanted is int else ""
-        name = f"config.{name.removeprefix('config.')}"
-        raise ValueError(f"{name}={text!r} is not of type {wanted.__name__}{why}") from None
-    setattr(node, last, value)
+    name = f"config.{name.removeprefix('config.')}"
+    *groups, last = name.split(".")[1:]
+    leaf = next((leaf for path, leaf, _ in _leaves(config) if path == name), None)
+    if leaf is None:
+        raise ValueError(unknown_field(name))
+    group = operator.attrgetter(".".join(groups))(config) if groups else config
+    setattr(group, last, parse_value(name, leaf.type, text))
     return config
+
+
+_BOOLS = {"true": True, "t": True, "1": True, "false": False, "f": False, "0": False}
+
+
+def parse_value(name: str, type: type, text: str) -> Any:
+    """The value of a type that a text says; ValueError, with the name, where it says none."""
+    parsers = {bool: lambda text: _BOOLS[text.lower()], int: whole_number}
+    try:
+        return parsers.get(type, type)(text)
+    except (KeyError, ValueError) as error:
+        why = f" ({error})" if type is int else ""
+        raise ValueError(f"{name}={text!r} is not of type {type.__name__}{why}") from None
 
 
 def whole_number(text: str) -> int:
@@ -316,12 +351,30 @@ def whole_number(text: str) -> int:
     raise ValueError(f"{text!r} is not a whole number, such as 1000, 1_000, 1e3, 10k or 2.5M")
 
 
+def ready_configs() -> dict[str, pathlib.Path]:
+    """The configs that come with the package, by name."""
+    package = pathlib.Path(__file__).resolve().parent
+    # Installed, they are in the package; in a checkout, beside it.
+    folder = next(
+        filter(pathlib.Path.is_dir, (package / "configs", package.parent / "configs")), package
+    )
+    return {path.stem: path for path in sorted(folder.glob("[a-z]*.py")) if folder != package}
+
+
 def load_config(path: str) -> Config:
-    """The config of FILE, or of FILE:ARGUMENT; ValueError, in one sentence, where there is none."""
+    """The config of FILE, FILE:ARGUMENT, or a ready one's name in place of FILE.
+
+    ValueError, in one sentence, where there is none.
+    """
     # A scheme, such as gs://, stays with the name, and is refused.
     name, argument = re.fullmatch(r"((?:[\w+-]+:/)?[^:]*):?(.*)", path, re.DOTALL).groups()
-    if not pathlib.Path(file := local_path(name)).is_file():
-        raise ValueError(f"there is no config file {file}")
+    ready = ready_configs()
+    file = str(ready.get(name) or local_path(name))
+    if not pathlib.Path(file).is_file():
+        raise ValueError(
+            f"there is no config file {file}, and no ready config of that name (there are "
+            f"{', '.join(ready)})"
+        )
     spec = importlib.util.spec_from_file_location("config_file", file)
     if spec is None:
         raise ValueError(f"{file} is not a Python file with a get_config()")
@@ -340,7 +393,7 @@ def load_config(path: str) -> Config:
         where = f"{path}, line {lines[-1]}" if lines else path
         raise ValueError(f"{where}: {type(error).__name__}: {error}") from error
     if not isinstance(config, Config):
-        raise ValueError(f"{path} gives {config!r}; a transformer_jax.Config was wanted")
+        raise ValueError(f"{path} gives {config!r}; expected a transformer_jax.Config")
     return config
 
 
@@ -369,20 +422,26 @@ def _leaves(node: Any, prefix: str = "config") -> Iterator[tuple[str, dataclasse
             yield name, field, value
 
 
-def _check(name: str, field: dataclasses.Field, value: Any) -> None:
+def takes(leaf: dataclasses.Field) -> str:
+    """The values that a field takes, as in "in [0, 1]"; "" = any of its type."""
+    if choices := leaf.metadata.get("choices"):
+        return f"one of {', '.join(choices)}"
+    least, most = leaf.metadata.get("range", (-_ANY, _ANY))
+    bounded = f"at least {least}" if most == _ANY else f"in [{least}, {most}]"
+    return bounded if least > -_ANY else ""
+
+
+def check_value(name: str, leaf: dataclasses.Field, value: Any) -> None:
+    """ValueError where a value is not of the field's type, range or choices."""
     # A float field takes an int; bool is an int to Python, but not to a reader.
-    wanted = (int, float) if field.type is float else field.type
-    if not isinstance(value, wanted) or isinstance(value, bool) != (field.type is bool):
-        raise ValueError(f"{name}={value!r} is not of type {field.type.__name__}")
+    expected = (int, float) if leaf.type is float else leaf.type
+    if not isinstance(value, expected) or isinstance(value, bool) != (leaf.type is bool):
+        raise ValueError(f"{name}={value!r} is not of type {leaf.type.__name__}")
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f"{name}={value!r} is not a finite number")
-    choices = field.metadata.get("choices")
-    if choices and value not in choices:
-        raise ValueError(f"{name}={value!r} is not one of {', '.join(choices)}")
-    least, most = field.metadata.get("range", (None, None))
-    if least is not None and not least <= value <= most:
-        bound = f"at least {least}" if most == float("inf") else f"from {least} to {most}"
-        raise ValueError(f"{name}={value!r} must be {bound}")
+    least, most = leaf.metadata.get("range", (value, value))
+    if value not in leaf.metadata.get("choices", (value,)) or not least <= value <= most:
+        raise ValueError(f"{name}={value!r} must be {takes(leaf)}")
 
 
 def _build(cls: type, values: Any, name: str) -> Any:

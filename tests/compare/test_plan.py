@@ -131,7 +131,7 @@ def test_what_cannot_be_planned_is_told(write, tmp_path, configs, options, told)
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("def get_config():\n    return 3\n", "gives 3; a transformer_jax.Config was wanted"),
+        ("def get_config():\n    return 3\n", "gives 3; expected a transformer_jax.Config"),
         ("def get_config(\n", "SyntaxError"),
         ("x = 1\n", "AttributeError"),
         ("def get_config():\n    raise ValueError('no such thing')\n", "no such thing"),
