@@ -25,7 +25,7 @@ from transformer_jax.config import Config
 from transformer_jax.data.vocabulary import Vocabulary
 from transformer_jax.devices import check_devices
 from transformer_jax.model.build import build
-from transformer_jax.paths import local_folder
+from transformer_jax.storage import local_folder
 
 CONFIG_FILE, VOCABULARY_FILE, FOLDER = "config.json", "vocabulary.model", "checkpoints"
 

@@ -12,7 +12,7 @@ from absl import app, flags
 from absl import logging as absl_logging
 
 from transformer_jax.config import Config, load_config, unknown_field, whole_number
-from transformer_jax.paths import cache_folder, local_path
+from transformer_jax.storage import cache_folder, local_path
 
 USAGE_ERROR, FAILURE = 2, 1
 

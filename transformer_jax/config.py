@@ -18,7 +18,7 @@ import traceback
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from transformer_jax.paths import local_path
+from transformer_jax.storage import local_path
 
 # When a field has an effect: PATH=VALUE,VALUE for one of the values, PATH alone for any value but
 # "" and 0, several of them with spaces.

@@ -18,7 +18,7 @@ from transformer_jax.compare import quality, report, runs
 from transformer_jax.compare.children import ChildError, in_child
 from transformer_jax.compare.plan import Budget, Run, plan
 from transformer_jax.data.corpus import Corpus, Pair
-from transformer_jax.paths import local_folder
+from transformer_jax.storage import atomic_write, local_folder
 from transformer_jax.training.metrics import finite
 from transformer_jax.training.workdir import locked
 
@@ -116,8 +116,10 @@ def _compare(
         **probes,
     }
     comparison = finite(comparison)
-    _write(workdir / DATA_FILE, json.dumps(comparison, ensure_ascii=False, indent=1) + "\n")
-    _write(workdir / REPORT_FILE, report.report(comparison))
+    with atomic_write(workdir / DATA_FILE) as file:
+        file.write(json.dumps(comparison, ensure_ascii=False, indent=1) + "\n")
+    with atomic_write(workdir / REPORT_FILE) as file:
+        file.write(report.report(comparison))
     return comparison
 
 
@@ -144,7 +146,8 @@ def _keep_budget(path: pathlib.Path, budget: Budget, planned: list[Run]) -> None
             "config.data.tokens_per_batch=0 leaves the size of a batch to the device's memory, so "
             "that --target_tokens are no number of updates; --train_seconds are"
         )
-    _write(path, json.dumps(budget._asdict()) + "\n")
+    with atomic_write(path) as file:
+        file.write(json.dumps(budget._asdict()) + "\n")
 
 
 def _stated(budget: Budget) -> str:
@@ -269,12 +272,6 @@ def _kept(path: pathlib.Path, key: Any, make: Callable[[], dict[str, Any]]) -> d
             return dict(kept["made"])
     made = make()
     path.parent.mkdir(parents=True, exist_ok=True)
-    _write(path, json.dumps({"of": digest, "made": made}, ensure_ascii=False) + "\n")
+    with atomic_write(path) as file:
+        file.write(json.dumps({"of": digest, "made": made}, ensure_ascii=False) + "\n")
     return made
-
-
-def _write(path: pathlib.Path, text: str) -> None:
-    """The file, whole or not at all."""
-    aside = path.with_suffix(".tmp")
-    aside.write_text(text, encoding="utf-8")
-    aside.rename(path)

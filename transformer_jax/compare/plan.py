@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from transformer_jax.checkpoint import CONFIG_FILE, VOCABULARY_FILE
 from transformer_jax.config import Config, differences, load_config, with_field
-from transformer_jax.paths import local_path
+from transformer_jax.storage import local_path
 from transformer_jax.training.workdir import kept_config, with_named_vocabulary
 
 

@@ -23,12 +23,13 @@ from transformer_jax.checkpoint import CONFIG_FILE, VOCABULARY_FILE, read_config
 from transformer_jax.compare.plan import Budget, Run, settled
 from transformer_jax.config import Config, reset_idle_fields
 from transformer_jax.data.corpus import Corpus, Pair, parse_corpora, read_corpus
+from transformer_jax.data.datasets import training_batches
 from transformer_jax.decoding.translator import Translator
 from transformer_jax.devices import check_devices
 from transformer_jax.training.loop import train
 from transformer_jax.training.metrics import FILE as METRICS_FILE
 from transformer_jax.training.trainer import Trainer
-from transformer_jax.training.workdir import load_data, training_batches
+from transformer_jax.training.workdir import load_data
 
 logger = logging.getLogger(__name__)
 

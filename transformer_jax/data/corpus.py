@@ -36,7 +36,7 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 
 from transformer_jax.heartbeat import heartbeat
-from transformer_jax.paths import local_path
+from transformer_jax.storage import local_path
 
 
 class Pair(NamedTuple):

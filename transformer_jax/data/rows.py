@@ -4,19 +4,17 @@ Packed rows, all of one shape, hold several pairs; bucketed rows hold one, padde
 longest of its bucket.
 """
 
-import hashlib
 import itertools
-import json
 import pathlib
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from transformer_jax.data.array_files import Writer, open_or_build
 from transformer_jax.data.packing import pack
 from transformer_jax.data.token_store import TokenStore
 from transformer_jax.heartbeat import heartbeat
+from transformer_jax.storage import Writer, cached
 
 _FORMAT = 1
 _WINDOW = 1 << 20  # pairs planned at once: bounds the memory, and so does packing's time
@@ -124,15 +122,14 @@ def bucketed_rows(
 
 def _kept(store: TokenStore, settings: list, cache: pathlib.Path, write) -> dict[str, np.ndarray]:
     """The arrays that `write` makes of a store, from the cache if they are there."""
-    key = json.dumps([_FORMAT, store.fingerprint, *settings])
-    folder = cache / f"rows-{hashlib.sha256(key.encode()).hexdigest()[:20]}"
 
     def build(writer: Writer) -> dict:
         with heartbeat("ordering the rows"):
             write(store, writer)
         return {}
 
-    return open_or_build(folder, "the order of the rows", build).arrays
+    key = [_FORMAT, store.fingerprint, *settings]
+    return cached(cache, "rows", key, "the order of the rows", build).arrays
 
 
 def _numbers(pairs: np.ndarray, count: int) -> np.ndarray:

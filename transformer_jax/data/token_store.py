@@ -4,9 +4,7 @@ import collections
 import concurrent.futures
 import contextlib
 import gc
-import hashlib
 import itertools
-import json
 import multiprocessing.connection
 import os
 import pathlib
@@ -19,9 +17,9 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from transformer_jax.data.array_files import Arrays, Writer, open_or_build
 from transformer_jax.data.corpus import Corpus
 from transformer_jax.data.vocabulary import UNK, Vocabulary
+from transformer_jax.storage import Arrays, Writer, cached
 
 _FORMAT = 2  # of what is kept: with another number, older stores are not found
 _CHUNK = 5_000  # pairs tokenised in one call
@@ -109,14 +107,16 @@ def open_store(
     """
     content = corpus.fingerprint()
     key = [_FORMAT, content, vocabulary.fingerprint(), *filters]
-    digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:20]
 
     def build(writer: Writer) -> dict[str, int]:
         counts = _write(tokenize(corpus, vocabulary, filters), writer, _dtype(vocabulary))
         corpus.check_unchanged(content)
         return counts
 
-    return _store(open_or_build(cache / f"tokens-{digest}", f"the tokens of {corpus.name}", build))
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        # A child that runs the program again, to import it, would wait for its parent's lock.
+        raise ValueError('what is run stands outside of `if __name__ == "__main__":`')
+    return _store(cached(cache, "tokens", key, f"the tokens of {corpus.name}", build))
 
 
 def _store(kept: Arrays) -> TokenStore:

@@ -21,6 +21,7 @@ import sentencepiece
 from sentencepiece import sentencepiece_model_pb2 as protocol
 
 from transformer_jax.data.corpus import Pair
+from transformer_jax.storage import atomic_write
 
 PAD, BOS, EOS, UNK = 0, 1, 2, 3
 
@@ -118,9 +119,8 @@ class Vocabulary:
 
     def save(self, path: str | os.PathLike) -> None:
         """Writes the SentencePiece model file, whole or not at all."""
-        aside = pathlib.Path(f"{path}.tmp")
-        aside.write_bytes(self.model)
-        aside.rename(path)
+        with atomic_write(path, "wb") as file:
+            file.write(self.model)
 
     def fingerprint(self) -> str:
         """A hash, equal for equal vocabularies."""

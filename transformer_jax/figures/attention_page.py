@@ -1,13 +1,13 @@
 """Attention as one HTML page to explore, which needs nothing but a browser."""
 
 import base64
-import contextlib
 import html
 import json
 import logging
 import os
 import pathlib
 import re
+import tempfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from transformer_jax.figures.labels import begins_word, label, right_to_left, text_of
+from transformer_jax.storage import atomic_write
 
 if TYPE_CHECKING:
     from transformer_jax.decoding.translator import Attention, Hypothesis, Translator
@@ -95,7 +96,7 @@ def check_page(path: str, taken: Mapping[str, str | int]) -> None:
     if os.path.exists(path) and not os.path.isfile(path):
         raise ValueError(f"--attention_html={path} is not a file")
     try:
-        with _aside(path):
+        with tempfile.TemporaryFile(dir=os.path.dirname(os.path.realpath(path))):
             pass
     except OSError as error:
         raise ValueError(f"--attention_html={path} cannot be written: {error.strerror}") from None
@@ -135,10 +136,8 @@ class AttentionLines:
           ValueError: no line had attention to show.
         """
         page = attention_page(self._attentions(), title=title)
-        with _aside(path) as aside:
-            with open(aside, "w", encoding="utf-8", errors="xmlcharrefreplace") as file:
-                file.write(page)
-            os.replace(aside, os.path.realpath(path))
+        with atomic_write(path, errors="xmlcharrefreplace") as file:
+            file.write(page)
 
     def _attentions(self) -> Iterator["Attention"]:
         """Line by line: that of all lines together may not fit in memory."""
@@ -148,19 +147,6 @@ class AttentionLines:
             except ValueError as error:
                 message = "%s, line %d: %s; left out of the page of attention"
                 logger.warning(message, self._name, number, error)
-
-
-@contextlib.contextmanager
-def _aside(path: str) -> Iterator[str]:
-    """A new file beside another, removed at the end if it is still there."""
-    aside = f"{os.path.realpath(path)}.tmp"
-    try:
-        with open(aside, "wb"):
-            pass
-        yield aside
-    finally:
-        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-            os.remove(aside)
 
 
 def _same(path: str, file: str | int) -> bool:

@@ -17,7 +17,7 @@ import numpy as np
 
 from transformer_jax.config import Config
 from transformer_jax.figures.labels import label
-from transformer_jax.paths import local_path
+from transformer_jax.storage import local_path
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

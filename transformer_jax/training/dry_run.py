@@ -12,7 +12,7 @@ import numpy as np
 from transformer_jax.config import Config
 from transformer_jax.data.token_store import REASONS, Side, TokenStore
 from transformer_jax.devices import usable_memory
-from transformer_jax.paths import local_folder
+from transformer_jax.storage import local_folder
 from transformer_jax.training.trainer import Trainer
 from transformer_jax.training.workdir import check_owner
 

@@ -22,7 +22,7 @@ from transformer_jax.config import Config
 from transformer_jax.data.corpus import parse_corpora
 from transformer_jax.decoding.translator import Translator
 from transformer_jax.evaluation import score_translator, summary
-from transformer_jax.paths import local_folder
+from transformer_jax.storage import local_folder
 from transformer_jax.training.interrupt import Interrupt, Interrupted
 from transformer_jax.training.metrics import report_line
 from transformer_jax.training.trainer import Trainer

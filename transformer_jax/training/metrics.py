@@ -8,6 +8,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from transformer_jax.storage import atomic_write
 from transformer_jax.training.loss import Sums
 
 FILE = "metrics.jsonl"
@@ -102,9 +103,8 @@ class MetricLog:
         kept = []
         if path.exists():
             kept = [line for line in path.read_text().splitlines() if _step(line) <= step]
-        aside = path.with_suffix(".tmp")
-        aside.write_text("".join(line + "\n" for line in kept))
-        aside.rename(path)
+        with atomic_write(path) as file:
+            file.writelines(line + "\n" for line in kept)
         self._file = path.open("a", buffering=1)
         self._board = None
         try:

@@ -21,6 +21,7 @@ from transformer_jax.checkpoint import (
     read_config,
 )
 from transformer_jax.config import Config
+from transformer_jax.data.datasets import RunData, training_batches
 from transformer_jax.data.vocabulary import Vocabulary
 from transformer_jax.decoding.engine import Models
 from transformer_jax.decoding.translator import Translator
@@ -28,7 +29,7 @@ from transformer_jax.devices import check_devices, parallel, place, replicate, u
 from transformer_jax.evaluation import score_translator, summary
 from transformer_jax.heartbeat import heartbeat
 from transformer_jax.model.build import build
-from transformer_jax.paths import local_folder
+from transformer_jax.storage import local_folder
 from transformer_jax.training.metrics import Meter, MetricLog
 from transformer_jax.training.optimizer import learning_rate_schedule, make_optimizer
 from transformer_jax.training.prefetch import Prefetcher
@@ -36,12 +37,10 @@ from transformer_jax.training.programs import Programs, largest_batch
 from transformer_jax.training.step import TrainState, make_train_step
 from transformer_jax.training.validation import LossEvaluator
 from transformer_jax.training.workdir import (
-    RunData,
     check_owner,
     keep,
     load_data,
     locked,
-    training_batches,
 )
 
 logger = logging.getLogger(__name__)

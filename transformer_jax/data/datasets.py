@@ -1,0 +1,161 @@
+"""The data of a run: its vocabulary, and the tokens of its corpora."""
+
+import functools
+import logging
+import math
+import pathlib
+import zlib
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from transformer_jax.config import Config, DataConfig
+from transformer_jax.data.batching import Batches
+from transformer_jax.data.corpus import Corpus, Pair, parse_corpora
+from transformer_jax.data.resampling import Resampler
+from transformer_jax.data.rows import Growth, Shape, bucketed_rows, packed_rows
+from transformer_jax.data.token_store import Filters, TokenStore, open_store
+from transformer_jax.data.vocabulary import Vocabulary
+from transformer_jax.heartbeat import heartbeat
+from transformer_jax.storage import Writer, cache_folder, cached, local_folder
+
+logger = logging.getLogger(__name__)
+
+
+class RunData(NamedTuple):
+    """What a run reads: vocabulary, training corpora and their tokens, and the same to validate."""
+
+    vocabulary: Vocabulary
+    corpora: list[Corpus]
+    train: list[TokenStore]
+    valid_corpora: list[Corpus]
+    valid: list[TokenStore]
+    valid_pairs: list[list[Pair]]  # of each corpus
+    cache: pathlib.Path
+
+    @property
+    def fingerprint(self) -> int:
+        """Of all training tokens and their weights, as one number."""
+        parts = [(x.fingerprint, y.weight) for x, y in zip(self.train, self.corpora)]
+        return zlib.crc32(repr(parts).encode())
+
+
+def load_data(
+    config: Config, vocabulary_file: pathlib.Path | None = None, *, resumed: bool = False
+) -> RunData:
+    """Reads and tokenises the corpora.
+
+    Args:
+      config: of the run.
+      vocabulary_file: the vocabulary; None = one is trained on the training corpora.
+      resumed: whether the run was begun, by an older version perhaps.
+    """
+    data = config.data
+    if not data.train:
+        raise ValueError("config.data.train names no corpus")
+    cache = local_folder(data.cache_dir) if data.cache_dir else cache_folder("data")
+    parse = functools.partial(
+        parse_corpora,
+        source_language=data.source_language,
+        target_language=data.target_language,
+        language_tags=data.language_tags,
+    )
+    corpora = parse(data.train, max_pairs=data.max_pairs)
+    if not resumed and data.temperature != 1 and (len(corpora) == 1 or corpora[0].weight):
+        raise ValueError(
+            f"config.data.temperature={data.temperature} needs a mixture without weights, which "
+            f"config.data.train={data.train} is not (or leave it at its default, 1.0)"
+        )
+    valid_corpora = parse(data.valid) if data.valid else []
+    test_corpora = parse(data.test) if data.test else []
+    if vocabulary_file:
+        vocabulary = Vocabulary.load(vocabulary_file)
+    else:
+        vocabulary = _trained_vocabulary(config.data, corpora, cache)
+    for corpus in corpora + valid_corpora + test_corpora:
+        if corpus.tag and not vocabulary.has_piece(corpus.tag):
+            raise ValueError(
+                f"the vocabulary has no symbol {corpus.tag}, which config.data.language_tags puts "
+                f"before each source of {corpus.name} (normalization: {vocabulary.normalization})"
+            )
+        if corpus.weight and corpus not in corpora:
+            raise ValueError(f"corpus {corpus.name} is not trained on: its weight has no meaning")
+    filters = Filters(data.max_length, data.max_length_ratio, data.drop_identical)
+    train = [_open("training", corpus, vocabulary, filters, cache) for corpus in corpora]
+    filters = Filters(data.max_length)
+    valid = [_open("validation", corpus, vocabulary, filters, cache) for corpus in valid_corpora]
+    valid_pairs = [list(corpus) for corpus in valid_corpora]
+    for corpus in test_corpora:
+        if next(iter(corpus), None) is None:
+            raise ValueError(f"the test corpus {corpus.name} is empty")
+    return RunData(vocabulary, corpora, train, valid_corpora, valid, valid_pairs, cache)
+
+
+def training_batches(config: Config, data: RunData) -> Callable[[int], Batches]:
+    """The batches of a run, given their tokens_per_batch."""
+    resampler, growth = None, Growth()
+    if config.data.sampling_alpha:
+        resampler = Resampler(data.vocabulary, config.data.sampling_alpha, config.seed)
+        growth = resampler.growth(data.train)
+    if config.data.batching == "packed":
+        given = Shape(config.data.source_row_length, config.data.target_row_length)
+        most = config.data.tokens_per_batch or math.inf
+        rows = packed_rows(data.train, given, growth, data.cache, most)
+    else:
+        rows = bucketed_rows(data.train, config.data.num_buckets, growth, data.cache)
+    return lambda tokens: Batches(
+        data.train,
+        rows,
+        tokens_per_batch=tokens,
+        seed=config.seed,
+        weights=[corpus.weight for corpus in data.corpora if corpus.weight],
+        temperature=config.data.temperature,
+        resampler=resampler,
+    )
+
+
+def _trained_vocabulary(data: DataConfig, corpora: list[Corpus], cache: pathlib.Path) -> Vocabulary:
+    """A vocabulary trained on the corpora, from the cache where it is there."""
+    options = {"byte_fallback": data.byte_fallback, "normalization": data.normalization}
+    options["tags"] = sorted({corpus.tag for corpus in corpora} - {""})
+    contents = [corpus.fingerprint() for corpus in corpora]
+    key = [data.vocabulary_kind, data.vocab_size, options, contents]
+
+    def train(writer: Writer) -> dict:
+        logger.info("training a vocabulary, %s, of %d", data.vocabulary_kind, data.vocab_size)
+        for corpus in corpora:
+            if next(iter(corpus), None) is None:
+                raise ValueError(f"the training corpus {corpus.name} is empty")
+        with heartbeat("training the vocabulary"):
+            vocabulary = Vocabulary.train(corpora, data.vocab_size, data.vocabulary_kind, **options)
+        for corpus, content in zip(corpora, contents):
+            corpus.check_unchanged(content)
+        writer.append("model", np.frombuffer(vocabulary.model, np.uint8))
+        return {}
+
+    entry = cached(cache, "vocabulary", key, "the vocabulary", train)
+    return Vocabulary(entry.arrays["model"].tobytes())
+
+
+def _open(
+    role: str, corpus: Corpus, vocabulary: Vocabulary, filters: Filters, cache: pathlib.Path
+) -> TokenStore:
+    store = open_store(corpus, vocabulary, filters, cache)
+    logger.info(
+        "%s corpus %s, %s-%s: %s pairs, %s source and %s target tokens; left out: %s%s",
+        role,
+        corpus.name,
+        corpus.source_language,
+        corpus.target_language,
+        *(f"{n:,}" for n in (len(store), store.source.ids.size, store.target.ids.size)),
+        store.left_out,
+        f"; altered by encoding and decoding: {store.altered}" if store.counts["altered"] else "",
+    )
+    if not len(store):
+        raise ValueError(
+            f"the {role} corpus {corpus.name} has no pair left to use (left out: {store.left_out})"
+            if store.counts["pairs"]
+            else f"the {role} corpus {corpus.name} is empty"
+        )
+    return store

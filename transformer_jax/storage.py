@@ -1,0 +1,242 @@
+"""Storage: local paths, the cache folder, atomic writes, locks, cached memory-mapped arrays."""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import pathlib
+import re
+import shutil
+import tempfile
+import uuid
+import zlib
+from collections.abc import Callable, Iterator
+from typing import IO, Any, NamedTuple
+
+import numpy as np
+
+from transformer_jax.heartbeat import heartbeat
+
+logger = logging.getLogger(__name__)
+
+
+def local_path(path: str | os.PathLike) -> str:
+    """The path with ~ and ~user expanded; ValueError where it is not one of this machine."""
+    text = os.path.expanduser(os.fspath(path))
+    if re.match(r"[A-Za-z][\w+-]+:/", text):
+        raise ValueError(f"{text} is not a local path: mount that storage, or copy its files here")
+    if text.startswith("~"):
+        raise ValueError(f"{text}: there is no home folder {text.partition('/')[0]}")
+    return text
+
+
+def local_folder(path: str | os.PathLike) -> pathlib.Path:
+    """`local_path` of a folder that may not exist yet; ValueError where a file has its name."""
+    folder = pathlib.Path(local_path(path))
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file; the name of a folder was expected")
+    return folder
+
+
+def cache_folder(name: str) -> pathlib.Path:
+    """transformer_jax/NAME in $XDG_CACHE_HOME, or in ~/.cache; it may be deleted at any time.
+
+    Without a home folder, as of a container's user, it is in the temporary directory.
+    """
+    if not (home := os.environ.get("XDG_CACHE_HOME")):
+        try:
+            home = pathlib.Path.home() / ".cache"
+        except RuntimeError:
+            home = pathlib.Path(tempfile.gettempdir()) / f"cache-of-user-{os.getuid()}"
+    return pathlib.Path(home) / "transformer_jax" / name
+
+
+@contextlib.contextmanager
+def atomic_write(path: str | os.PathLike, mode: str = "w", **options) -> Iterator[IO]:
+    """Opens a new file that takes the place of `path` if the body succeeds, else is removed.
+
+    Args:
+      path: of a file; a symbolic link stays one.
+      mode, options: as of `open`; text is UTF-8.
+    """
+    path = os.path.realpath(path)
+    temporary = f"{path}.{uuid.uuid4().hex[:8]}.tmp"
+    encoding = {} if "b" in mode else {"encoding": "utf-8"}
+    try:
+        with open(temporary, mode, **encoding | options) as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())  # before the name: a crash must not leave an empty file
+        os.replace(temporary, path)
+    finally:
+        with contextlib.suppress(OSError):
+            os.remove(temporary)
+
+
+@contextlib.contextmanager
+def lock(path: pathlib.Path, waiting_for: str = "") -> Iterator[bool]:
+    """Holds the exclusive lock of a file; yields False where the file system has no locks.
+
+    Raises:
+      BlockingIOError: another process holds it, and `waiting_for`, a note for the log, is empty.
+    """
+    with path.open("w") as file:
+        held = True
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if not waiting_for:
+                raise
+            logger.info("waiting for another process, which makes %s", waiting_for)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError:
+            held = False
+        yield held
+
+
+_META = "meta.json"
+
+
+class Arrays(NamedTuple):
+    """One-dimensional arrays by name, and what their builder recorded of them."""
+
+    arrays: dict[str, np.ndarray]
+    record: dict[str, Any]
+    checksum: int  # of arrays and record, 64 bits
+    notes: dict[str, Any]  # not part of the checksum
+
+
+class Writer:
+    """Appends to the arrays of a new cache entry."""
+
+    def __init__(self, folder: pathlib.Path):
+        self._folder = folder
+        self._files: dict[str, IO] = {}
+        self._entries: dict[str, dict] = {}
+        self.notes: dict[str, Any] = {}
+
+    def append(self, name: str, values: np.ndarray) -> None:
+        """Adds values at the end of an array; the first ones decide its dtype."""
+        with _writing(self._folder.parent):
+            if name not in self._files:
+                self._files[name] = (self._folder / name).open("wb")
+                self._entries[name] = {"dtype": values.dtype.str, "length": 0, "crc32": 0}
+            entry = self._entries[name]
+            data = np.ascontiguousarray(values, entry["dtype"]).view(np.uint8)
+            self._files[name].write(data)
+        entry["length"] += len(values)
+        entry["crc32"] = zlib.crc32(data, entry["crc32"])
+
+    def finish(self, record: dict[str, Any]) -> None:
+        """Writes what is still buffered, and the record."""
+        meta = {"arrays": self._entries, "record": record, "notes": self.notes}
+        meta["crc32"] = zlib.crc32(json.dumps(meta).encode())
+        with _writing(self._folder.parent):
+            for file in self._files.values():
+                file.flush()
+                os.fsync(file.fileno())
+            with atomic_write(self._folder / _META) as file:
+                file.write(json.dumps(meta, indent=2) + "\n")
+
+    def close(self) -> None:
+        """Closes the files, even those that can no longer be written."""
+        for file in self._files.values():
+            with contextlib.suppress(OSError):
+                file.close()
+
+
+def cached(
+    cache: pathlib.Path, kind: str, key: Any, what: str, build: Callable[[Writer], dict[str, Any]]
+) -> Arrays:
+    """The arrays of an entry of the cache, which is built where it is missing or damaged.
+
+    An entry is built in a temporary folder and renamed: half of one is never used. Of several
+    processes one builds and the others wait; where the file system has no locks, each builds, and
+    the entry of the first is used.
+
+    Args:
+      cache: folder of all entries.
+      kind, key: identify the entry; `key` is JSON of all that its content depends on.
+      what: the content in words, for messages.
+      build: appends the arrays and returns their record.
+
+    Raises:
+      OSError: the cache cannot be written; the message says what to do.
+    """
+    folder = cache / f"{kind}-{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:20]}"
+    with contextlib.suppress(FileNotFoundError, ValueError), heartbeat(f"checking {what}"):
+        return _open(folder)
+    with contextlib.ExitStack() as stack:
+        with _writing(cache):
+            cache.mkdir(parents=True, exist_ok=True)
+            alone = stack.enter_context(lock(cache / f"{folder.name}.lock", what))
+        try:
+            return _open(folder)  # another process was quicker
+        except FileNotFoundError:
+            pass
+        except ValueError as error:
+            logger.warning("%s is damaged (%s): it is built again", what, error)
+            shutil.rmtree(folder, ignore_errors=True)
+        if alone:  # what is left was of a process that died
+            for left in cache.glob(f"{folder.name}.aside-*"):
+                shutil.rmtree(left, ignore_errors=True)
+        _build(folder, build)
+    return _open(folder)
+
+
+def _build(folder: pathlib.Path, build: Callable[[Writer], dict[str, Any]]) -> None:
+    aside = folder.with_name(f"{folder.name}.aside-{uuid.uuid4().hex}")
+    try:
+        with _writing(folder.parent):
+            aside.mkdir()
+        with contextlib.closing(Writer(aside)) as writer:
+            writer.finish(build(writer))
+        with _writing(folder.parent):
+            try:
+                aside.rename(folder)
+            except OSError:
+                if not folder.is_dir():  # made by another process, without locks
+                    raise
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _writing(folder: pathlib.Path) -> Iterator[None]:
+    """Adds to an error in writing what was written, and what to do."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(
+            error.errno,
+            f"{error.strerror or error}, so nothing can be kept there (config.data.cache_dir "
+            "names another folder)",
+            str(folder),
+        ) from None
+
+
+def _open(folder: pathlib.Path) -> Arrays:
+    """Maps the arrays; FileNotFoundError where there are none, ValueError where damaged."""
+    if not folder.is_dir():
+        raise FileNotFoundError(folder)
+    try:
+        meta = json.loads((folder / _META).read_text())
+        if meta.pop("crc32") != zlib.crc32(json.dumps(meta).encode()):
+            raise ValueError(f"{folder / _META} has another checksum")
+        arrays, checksums = {}, [meta["record"]]
+        for name, entry in sorted(meta["arrays"].items()):
+            path, dtype = folder / name, np.dtype(entry["dtype"])
+            size = path.stat().st_size
+            if size != entry["length"] * dtype.itemsize:
+                raise ValueError(f"{path} has {size} bytes")
+            # An empty file cannot be mapped.
+            arrays[name] = np.memmap(path, dtype, "r") if size else np.zeros(0, dtype)
+            if zlib.crc32(arrays[name]) != entry["crc32"]:
+                raise ValueError(f"{path} has another checksum")
+            checksums.append((name, entry["length"], entry["crc32"]))
+    except (AttributeError, KeyError, TypeError, FileNotFoundError) as error:
+        raise ValueError(f"{folder}: {error}") from None
+    digest = hashlib.sha256(json.dumps(checksums).encode()).digest()
+    return Arrays(arrays, meta["record"], int.from_bytes(digest[:8]), meta.get("notes", {}))
