@@ -94,7 +94,7 @@ flags.register_validator("workdir", all, "the name of a folder was wanted")
 
 def main(_) -> None:
     _check_flags()
-    from transformer_jax.data.corpus import open_text, raw_lines
+    from transformer_jax.data.corpora import open_text, raw_lines
     from transformer_jax.decoding.stream import Writer, decoded, score_pairs, translate_lines
     from transformer_jax.decoding.translator import Translator
     from transformer_jax.evaluation import score_translator
@@ -147,7 +147,7 @@ def main(_) -> None:
 
 def _texts(translator, lines: BinaryIO | None):
     """Where the lines are from, the corpora that they are of, and groups of texts and of pairs."""
-    from transformer_jax.data.corpus import parse_corpora
+    from transformer_jax.data.corpora import parse_corpora
     from transformer_jax.decoding.stream import MOST, Texts, arriving, pairs_of
 
     data, name = translator.config.data, _CORPUS.value or _INPUT.value or "standard input"
@@ -218,7 +218,7 @@ def _opened_input() -> contextlib.AbstractContextManager[BinaryIO]:
         for name, file in (("input", source), ("prefix file", _PREFIX_FILE.value)):
             if file != "" and os.path.samestat(os.stat(file), os.stat(_OUTPUT.value)):
                 raise ValueError(f"--output={_OUTPUT.value} is the {name}, and would be lost")
-    from transformer_jax.data.corpus import open_text
+    from transformer_jax.data.corpora import open_text
 
     return open_text(_INPUT.value) if _INPUT.value else contextlib.nullcontext(sys.stdin.buffer)
 

@@ -25,9 +25,9 @@ import tracemalloc
 import numpy as np
 from absl import app, flags
 
-from transformer_jax.data.batching import Batches
-from transformer_jax.data.corpus import parse_corpora
-from transformer_jax.data.rows import Growth, Rows, Shape, packed_rows
+from transformer_jax.data.batches import Batches
+from transformer_jax.data.corpora import parse_corpora
+from transformer_jax.data.packing import Growth, Rows, Shape, packed_rows
 from transformer_jax.data.token_store import Filters, Side, TokenStore, open_store
 from transformer_jax.data.vocabulary import Vocabulary
 

@@ -23,7 +23,7 @@ from flax import nnx
 
 from transformer_jax import cli
 from transformer_jax.config import OptimizerConfig
-from transformer_jax.data.batching import Batch
+from transformer_jax.data.batches import Batch
 from transformer_jax.devices import parallel, place, replicate
 from transformer_jax.model.masks import Tokens
 from transformer_jax.model.transformer import Transformer

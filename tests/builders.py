@@ -14,7 +14,7 @@ from transformer_jax.config import (
     OptimizerConfig,
     TrainingConfig,
 )
-from transformer_jax.data.batching import Batch
+from transformer_jax.data.batches import Batch
 from transformer_jax.data.token_store import Side, TokenStore
 from transformer_jax.data.vocabulary import EOS
 from transformer_jax.model.build import build

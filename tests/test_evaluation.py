@@ -8,7 +8,7 @@ import types
 import pytest
 
 from transformer_jax import evaluation
-from transformer_jax.data.corpus import Corpus, Pair
+from transformer_jax.data.corpora import Corpus, Pair
 from transformer_jax.decoding.translator import Hypothesis, Translation
 from transformer_jax.evaluation import (
     bleu_tokenizer,

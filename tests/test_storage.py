@@ -26,7 +26,7 @@ from transformer_jax import Config, Translator, figures, storage, train
 from transformer_jax.compare.comparison import Budget, compare
 from transformer_jax.compare.plan import plan
 from transformer_jax.config import load_config
-from transformer_jax.data.corpus import parse_corpora
+from transformer_jax.data.corpora import parse_corpora
 from transformer_jax.storage import (
     Writer,
     atomic_write,

@@ -13,7 +13,7 @@ from typing import Any
 from sacrebleu.metrics import BLEU, CHRF
 from tqdm import tqdm
 
-from transformer_jax.data.corpus import Corpus, Pair
+from transformer_jax.data.corpora import Corpus, Pair
 from transformer_jax.decoding.translator import Translation, Translator
 from transformer_jax.heartbeat import heartbeat
 

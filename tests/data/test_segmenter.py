@@ -17,9 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sentencepiece import sentencepiece_model_pb2 as protocol
 
-from transformer_jax.data import resampling
-from transformer_jax.data.corpus import Pair, parse_corpora
-from transformer_jax.data.resampling import Resampler, Segmenter
+from transformer_jax.data import subword_sampling
+from transformer_jax.data.corpora import Pair, parse_corpora
+from transformer_jax.data.subword_sampling import Resampler, Segmenter
 from transformer_jax.data.vocabulary import EOS, UNK, Vocabulary
 
 property_test = settings(max_examples=60, deadline=None)
@@ -254,7 +254,7 @@ def test_merges_are_left_out_as_often_as_alpha_says():
 
 
 def test_bpe_draws_no_more_than_were_made_beforehand(monkeypatch):
-    monkeypatch.setattr(resampling, "_DRAWS", 5)
+    monkeypatch.setattr(subword_sampling, "_DRAWS", 5)
     vocabulary = Vocabulary.train([PAIRS], 100, "bpe")
     segmenter, ids = Segmenter(vocabulary, 0.5), encode(vocabulary, "seventy-three")
     drawn = {tuple(segmenter.draw(ids, key)) for key in range(300)}
@@ -264,7 +264,7 @@ def test_bpe_draws_no_more_than_were_made_beforehand(monkeypatch):
 def test_what_was_forgotten_is_drawn_again_the_same(vocabulary, alpha, monkeypatch):
     stored = [encode(vocabulary, text) for text in TEXTS[:60]]
     remembers = Segmenter(vocabulary, alpha)
-    monkeypatch.setattr(resampling, "_WORDS", 1)
+    monkeypatch.setattr(subword_sampling, "_WORDS", 1)
     forgets = Segmenter(vocabulary, alpha)
     wanted = [remembers.draw(ids, number) for number, ids in enumerate(stored)]
     assert [forgets.draw(ids, number) for number, ids in enumerate(stored)] == wanted
@@ -308,7 +308,7 @@ def test_a_vocabulary_with_one_way_to_segment_is_told(kind):
 SCRIPT = """
 import json, sys
 import numpy as np
-from transformer_jax.data.resampling import Segmenter
+from transformer_jax.data.subword_sampling import Segmenter
 from transformer_jax.data.vocabulary import Vocabulary
 
 model, alpha, order, *texts = sys.argv[1:]
@@ -324,7 +324,7 @@ print(json.dumps([drawn[number] for number in range(len(texts))]))
 def test_what_is_drawn_is_the_same_in_all_processes_in_any_order(vocabulary, alpha, tmp_path):
     """A run that resumes is another process, and so is each host of a cluster."""
     vocabulary.save(tmp_path / "v.model")
-    root = str(pathlib.Path(resampling.__file__).parents[2])
+    root = str(pathlib.Path(subword_sampling.__file__).parents[2])
     texts = [*TEXTS[:40], "ein 한 eight"]
     processes = [
         subprocess.Popen(

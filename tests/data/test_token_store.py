@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from transformer_jax.data import token_store
-from transformer_jax.data.corpus import Corpus, Pair, parse_corpora
+from transformer_jax.data.corpora import Corpus, Pair, parse_corpora
 from transformer_jax.data.token_store import Filters, open_store, tokenize
 from transformer_jax.data.vocabulary import EOS, UNK, Vocabulary
 
@@ -321,7 +321,7 @@ def test_a_corpus_that_fails_while_processes_work_ends_them(corpus_of, vocabular
 PARENT = """
 import itertools, os, sys
 from transformer_jax.data import token_store
-from transformer_jax.data.corpus import Corpus, Pair
+from transformer_jax.data.corpora import Corpus, Pair
 from transformer_jax.data.vocabulary import Vocabulary
 
 class Endless(Corpus):
@@ -404,12 +404,12 @@ def test_workers_end_with_their_parent(tmp_path, how):
 
 WITHOUT_GUARD = """
 import pathlib, sys
-from transformer_jax.data import corpus, token_store
+from transformer_jax.data import corpora, token_store
 from transformer_jax.data.vocabulary import Vocabulary
 
 token_store._cores = lambda: 2
 file, cache = sys.argv[1:]
-(pairs,) = corpus.parse_corpora(f"tsv:{file}", "en", "de")
+(pairs,) = corpora.parse_corpora(f"tsv:{file}", "en", "de")
 filters = token_store.Filters(100)
 try:
     token_store.open_store(pairs, Vocabulary.train([], 0, "bytes"), filters, pathlib.Path(cache))

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from transformer_jax.data import vocabulary as vocabulary_module
-from transformer_jax.data.corpus import Pair, parse_corpora
+from transformer_jax.data.corpora import Pair, parse_corpora
 from transformer_jax.data.vocabulary import BOS, EOS, PAD, UNK, Vocabulary
 
 property_test = settings(max_examples=200, deadline=None)
@@ -183,7 +183,7 @@ def test_a_tag_is_one_piece_and_comes_back(kind):
 
 SCRIPT = """
 from transformer_jax.data import vocabulary
-from transformer_jax.data.corpus import parse_corpora
+from transformer_jax.data.corpora import parse_corpora
 
 vocabulary._SAMPLE_SENTENCES, vocabulary._SENTENCES_A_PIECE = 200, 0
 corpora = parse_corpora("numbers:valid", "en", "de", max_pairs=300)

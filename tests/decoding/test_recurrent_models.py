@@ -8,7 +8,7 @@ import pytest
 from flax import nnx
 
 from transformer_jax.config import Config
-from transformer_jax.data.corpus import read_corpus
+from transformer_jax.data.corpora import read_corpus
 from transformer_jax.data.vocabulary import Vocabulary
 from transformer_jax.decoding.engine import Models
 from transformer_jax.decoding.translator import Translator

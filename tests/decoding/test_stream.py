@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
-from transformer_jax.data.corpus import open_text
+from transformer_jax.data.corpora import open_text
 from transformer_jax.data.vocabulary import EOS, UNK
 from transformer_jax.decoding import stream
 from transformer_jax.decoding.alignment import Alignment

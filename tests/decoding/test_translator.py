@@ -12,7 +12,7 @@ import pytest
 from flax import nnx
 
 from transformer_jax.config import Config
-from transformer_jax.data.corpus import read_corpus
+from transformer_jax.data.corpora import read_corpus
 from transformer_jax.data.vocabulary import BOS, EOS, PAD, UNK, Vocabulary
 from transformer_jax.decoding import alignment, engine, forced
 from transformer_jax.decoding.engine import Models

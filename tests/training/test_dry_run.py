@@ -6,7 +6,7 @@ import re
 import pytest
 
 from transformer_jax.config import Config, DataConfig, DecodingConfig, ModelConfig, TrainingConfig
-from transformer_jax.data.corpus import read_corpus
+from transformer_jax.data.corpora import read_corpus
 from transformer_jax.data.vocabulary import Vocabulary
 from transformer_jax.training.dry_run import dry_run
 from transformer_jax.training.loop import train

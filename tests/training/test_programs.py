@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from transformer_jax.config import Config
-from transformer_jax.data.batching import Batches
-from transformer_jax.data.rows import Growth, Shape, bucketed_rows, packed_rows
+from transformer_jax.data.batches import Batches
+from transformer_jax.data.packing import Growth, Shape, bucketed_rows, packed_rows
 from transformer_jax.devices import parallel, place, replicate
 from transformer_jax.training import trainer as trainer_module
 from transformer_jax.training.programs import Programs, largest_batch

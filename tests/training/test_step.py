@@ -10,8 +10,8 @@ import pytest
 from builders import model_parts, random_batch, random_store
 from flax import nnx
 
-from transformer_jax.data.batching import Batch, Batches
-from transformer_jax.data.rows import Growth, Shape, bucketed_rows, packed_rows
+from transformer_jax.data.batches import Batch, Batches
+from transformer_jax.data.packing import Growth, Shape, bucketed_rows, packed_rows
 from transformer_jax.devices import parallel, place, replicate
 from transformer_jax.model import transformer
 from transformer_jax.training.step import TrainState, batch_sums, make_eval_step, make_train_step

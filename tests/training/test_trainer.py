@@ -19,8 +19,8 @@ from tqdm import tqdm
 import transformer_jax
 from transformer_jax.checkpoint import Checkpoints
 from transformer_jax.config import Config
-from transformer_jax.data.batching import Batches
-from transformer_jax.data.corpus import parse_corpora
+from transformer_jax.data.batches import Batches
+from transformer_jax.data.corpora import parse_corpora
 from transformer_jax.data.vocabulary import Vocabulary
 from transformer_jax.decoding.translator import Hypothesis, Translation, Translator
 from transformer_jax.heartbeat import heartbeat

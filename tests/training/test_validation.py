@@ -6,7 +6,7 @@ import pytest
 from builders import model_parts, random_store
 from flax import nnx
 
-from transformer_jax.data.batching import Batch, pad_rows
+from transformer_jax.data.batches import Batch, pad_rows
 from transformer_jax.data.vocabulary import BOS
 from transformer_jax.devices import replicate
 from transformer_jax.training.metrics import means

@@ -3,7 +3,7 @@
 import pytest
 
 from transformer_jax.config import Config, DataConfig, TrainingConfig
-from transformer_jax.data.corpus import Pair
+from transformer_jax.data.corpora import Pair
 from transformer_jax.data.vocabulary import Vocabulary
 from transformer_jax.training.workdir import check_owner, keep, load_data
 

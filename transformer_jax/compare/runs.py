@@ -22,7 +22,7 @@ import numpy as np
 from transformer_jax.checkpoint import CONFIG_FILE, VOCABULARY_FILE, read_config
 from transformer_jax.compare.plan import Budget, Run, settled
 from transformer_jax.config import Config, reset_idle_fields
-from transformer_jax.data.corpus import Corpus, Pair, parse_corpora, read_corpus
+from transformer_jax.data.corpora import Corpus, Pair, parse_corpora, read_corpus
 from transformer_jax.data.datasets import training_batches
 from transformer_jax.decoding.translator import Translator
 from transformer_jax.devices import check_devices

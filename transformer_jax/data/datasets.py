@@ -11,10 +11,10 @@ from typing import NamedTuple
 import numpy as np
 
 from transformer_jax.config import Config, DataConfig
-from transformer_jax.data.batching import Batches
-from transformer_jax.data.corpus import Corpus, Pair, parse_corpora
-from transformer_jax.data.resampling import Resampler
-from transformer_jax.data.rows import Growth, Shape, bucketed_rows, packed_rows
+from transformer_jax.data.batches import Batches
+from transformer_jax.data.corpora import Corpus, Pair, parse_corpora
+from transformer_jax.data.packing import Growth, Shape, bucketed_rows, packed_rows
+from transformer_jax.data.subword_sampling import Resampler
 from transformer_jax.data.token_store import Filters, TokenStore, open_store
 from transformer_jax.data.vocabulary import Vocabulary
 from transformer_jax.heartbeat import heartbeat

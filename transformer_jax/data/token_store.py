@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from transformer_jax.data.corpus import Corpus
+from transformer_jax.data.corpora import Corpus
 from transformer_jax.data.vocabulary import UNK, Vocabulary
 from transformer_jax.storage import Arrays, Writer, cached
 

@@ -20,7 +20,7 @@ from typing import Any
 import sentencepiece
 from sentencepiece import sentencepiece_model_pb2 as protocol
 
-from transformer_jax.data.corpus import Pair
+from transformer_jax.data.corpora import Pair
 from transformer_jax.storage import atomic_write
 
 PAD, BOS, EOS, UNK = 0, 1, 2, 3

@@ -16,7 +16,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, PartitionSpec
 
-from transformer_jax.data.batching import pad_rows
+from transformer_jax.data.batches import pad_rows
 from transformer_jax.data.vocabulary import PAD
 from transformer_jax.decoding import search
 from transformer_jax.decoding.search import Demands, Hypotheses, State, Strategy, Weights

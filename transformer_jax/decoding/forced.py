@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from transformer_jax.data.batching import pad_rows
+from transformer_jax.data.batches import pad_rows
 from transformer_jax.data.vocabulary import BOS, PAD
 from transformer_jax.decoding.engine import ALL, ROWS, Models, bucket_lengths, each_device, merged
 from transformer_jax.model.masks import Tokens

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 from tqdm import tqdm
 
-from transformer_jax.data.corpus import language_tag, raw_lines, text_of_line
+from transformer_jax.data.corpora import language_tag, raw_lines, text_of_line
 from transformer_jax.data.vocabulary import UNK, Vocabulary
 from transformer_jax.decoding.alignment import Alignment
 from transformer_jax.decoding.translator import Hypothesis, Score, Translation, Translator

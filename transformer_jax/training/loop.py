@@ -19,7 +19,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from transformer_jax.checkpoint import quiet_orbax
 from transformer_jax.config import Config
-from transformer_jax.data.corpus import parse_corpora
+from transformer_jax.data.corpora import parse_corpora
 from transformer_jax.decoding.translator import Translator
 from transformer_jax.evaluation import score_translator, summary
 from transformer_jax.storage import local_folder

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from transformer_jax.data.batching import Batch
+from transformer_jax.data.batches import Batch
 from transformer_jax.devices import AXIS
 from transformer_jax.training.loss import Sums, smoothed_cross_entropy
 

@@ -8,8 +8,8 @@ from typing import Any
 import jax
 from flax import nnx
 
-from transformer_jax.data.batching import Batches
-from transformer_jax.data.rows import Growth, bucketed_rows
+from transformer_jax.data.batches import Batches
+from transformer_jax.data.packing import Growth, bucketed_rows
 from transformer_jax.data.token_store import TokenStore
 from transformer_jax.devices import parallel, place
 from transformer_jax.training.metrics import means

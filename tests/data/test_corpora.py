@@ -7,8 +7,8 @@ import shutil
 import numpy as np
 import pytest
 
-from transformer_jax.data import corpus as corpus_module
-from transformer_jax.data.corpus import Corpus, Pair, parse_corpora, read_corpus
+from transformer_jax.data import corpora as corpora_module
+from transformer_jax.data.corpora import Corpus, Pair, parse_corpora, read_corpus
 
 WRITERS = {"": open, ".gz": gzip.open, ".xz": lzma.open}
 ENGLISH = [f"line {i} ü" for i in range(5)]
@@ -364,7 +364,7 @@ def test_a_fingerprint_names_a_missing_file(tmp_path):
 @pytest.fixture
 def digits(monkeypatch):
     """Numbers as digits instead of words, "1,234" in both languages."""
-    monkeypatch.setattr(corpus_module, "_words_of", lambda number, language: f"{number:,}")
+    monkeypatch.setattr(corpora_module, "_words_of", lambda number, language: f"{number:,}")
 
 
 def test_number_splits_share_nothing_and_are_a_million(digits):

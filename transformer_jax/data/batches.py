@@ -9,9 +9,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from transformer_jax.data.packing import Rows, Shape
 from transformer_jax.data.permutation import keys, permuted
-from transformer_jax.data.resampling import Resampler
-from transformer_jax.data.rows import Rows, Shape
+from transformer_jax.data.subword_sampling import Resampler
 from transformer_jax.data.token_store import Side, TokenStore
 from transformer_jax.data.vocabulary import BOS, PAD
 from transformer_jax.model.masks import Tokens
@@ -86,7 +86,7 @@ class Batches:
         sizes = [len(x[0]) if self.packed else sum(n) for x, n in zip(rows, self._batches)]
         self.epoch_sizes = np.array(sizes)  # rows, or bucketed batches, of each corpus
         relative = self.epoch_sizes / self.epoch_sizes.max()
-        self._turns = Turns(weights or relative ** (1 / temperature))
+        self._turns = MixtureSchedule(weights or relative ** (1 / temperature))
 
     @property
     def shapes(self) -> list[tuple[int, Shape]]:
@@ -199,7 +199,7 @@ class Batches:
         batch.labels.reshape(-1)[where] = labels
 
 
-class Turns:
+class MixtureSchedule:
     """Whose turn it is: a block of turns that holds each corpus as often as its weight says."""
 
     # Weights are rounded to whole turns, but never to none: so many that the least's is whole.

@@ -347,9 +347,9 @@ def _read_numbers(split: str, *languages: str) -> Iterator[tuple[str, str]]:
 def _tfds(function: str) -> Callable:
     def call(*arguments: str):
         # TensorFlow Datasets takes a third of a second to import, in each process.
-        from transformer_jax.data import tfds_corpus
+        from transformer_jax.data import tfds
 
-        return getattr(tfds_corpus, function)(*arguments)
+        return getattr(tfds, function)(*arguments)
 
     return call
 

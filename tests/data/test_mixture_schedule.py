@@ -1,15 +1,15 @@
-"""Turns: each corpus as often as its weight says, at any scale, at equal distances."""
+"""MixtureSchedule: each corpus as often as its weight says, at any scale, at equal distances."""
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from transformer_jax.data.batching import Turns
+from transformer_jax.data.batches import MixtureSchedule
 
 
-def block(turns: Turns) -> int:
-    """Turns after which all begins anew."""
+def block(turns: MixtureSchedule) -> int:
+    """MixtureSchedule after which all begins anew."""
     return len(turns._corpus)
 
 
@@ -19,7 +19,7 @@ def block(turns: Turns) -> int:
     start=st.integers(0, 10**6),
 )
 def test_a_block_holds_each_corpus_as_often_as_its_weight_says(weights, start):
-    turns, shares = Turns(weights), np.array(weights) / sum(weights)
+    turns, shares = MixtureSchedule(weights), np.array(weights) / sum(weights)
     counts = np.rint(turns.shares * block(turns)).astype(int)
     if len(weights) > 1:
         # Rounded to whole turns, of which the least has as many as its weight says.
@@ -37,7 +37,10 @@ def test_a_block_holds_each_corpus_as_often_as_its_weight_says(weights, start):
 @pytest.mark.parametrize("weights", [[3, 2], [1, 1], [3]])
 @pytest.mark.parametrize("scale", [1e-307, 1e-9, 1.0, 1e9, 5e307])
 def test_only_the_proportion_of_weights_matters(weights, scale):
-    scaled, plain = Turns([weight * scale for weight in weights]), Turns(weights)
+    scaled, plain = (
+        MixtureSchedule([weight * scale for weight in weights]),
+        MixtureSchedule(weights),
+    )
     np.testing.assert_array_equal(scaled.shares, plain.shares)
     np.testing.assert_allclose(plain.shares, np.array(weights) / sum(weights), atol=1 / 1024)
 
@@ -48,18 +51,20 @@ def test_only_the_proportion_of_weights_matters(weights, scale):
 def test_a_small_share_is_what_its_weight_says(weights):
     """A corpus of a few sentences in one of millions would else be seen too often."""
     relative = np.array(weights) / max(weights)
-    np.testing.assert_allclose(Turns(weights).shares, relative / relative.sum(), rtol=2e-3)
+    np.testing.assert_allclose(
+        MixtureSchedule(weights).shares, relative / relative.sum(), rtol=2e-3
+    )
 
 
 @pytest.mark.parametrize("least", [1e-9, 1e-320, 1e-6])
 def test_a_share_next_to_nothing_is_a_turn_of_a_million(least):
-    turns = Turns([1, least, 0.5])
+    turns = MixtureSchedule([1, least, 0.5])
     assert 2**19 < block(turns) <= 2**20 + 2
     assert np.rint(turns.shares[1] * block(turns)) == 1
     assert len(turns.locate(np.array([0, 2**40]))[0]) == 2
 
 
 def test_turns_are_at_equal_distances():
-    corpus, _ = Turns([3, 1]).locate(np.arange(1024))
+    corpus, _ = MixtureSchedule([3, 1]).locate(np.arange(1024))
     gaps = np.diff(np.flatnonzero(corpus == 1))
     assert gaps.min() >= 3 and gaps.max() <= 5

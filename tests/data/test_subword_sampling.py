@@ -6,10 +6,10 @@ import math
 import numpy as np
 import pytest
 
-from transformer_jax.data.batching import Batches
-from transformer_jax.data.corpus import Pair, parse_corpora
-from transformer_jax.data.resampling import Resampler
-from transformer_jax.data.rows import Growth, Shape, bucketed_rows, packed_rows
+from transformer_jax.data.batches import Batches
+from transformer_jax.data.corpora import Pair, parse_corpora
+from transformer_jax.data.packing import Growth, Shape, bucketed_rows, packed_rows
+from transformer_jax.data.subword_sampling import Resampler
 from transformer_jax.data.token_store import Filters, Side, TokenStore, open_store
 from transformer_jax.data.vocabulary import BOS, UNK, Vocabulary
 

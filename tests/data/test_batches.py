@@ -11,8 +11,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from transformer_jax.data.batching import Batches, Turns, empty_batch, pad_rows
-from transformer_jax.data.rows import Growth, Rows, Shape, bucketed_rows, packed_rows
+from transformer_jax.data.batches import Batches, MixtureSchedule, empty_batch, pad_rows
+from transformer_jax.data.packing import Growth, Rows, Shape, bucketed_rows, packed_rows
 from transformer_jax.data.vocabulary import BOS, EOS
 
 property_test = settings(
@@ -183,7 +183,7 @@ def test_only_the_end_of_a_bucket_leaves_rows_empty_and_they_are_the_last(make_b
 )
 def test_steps_per_epoch_and_fill_are_what_counting_gives(make_batches, **options):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Turns, "_LEAST", sum(options["weights"][: len(options["corpora"])]))
+        patch.setattr(MixtureSchedule, "_LEAST", sum(options["weights"][: len(options["corpora"])]))
         batches = make_batches(seed=1, **options)
     # Until all corpora end an epoch together, and a batch as well.
     steps = math.lcm(*map(int, batches.epoch_sizes)) * len(batches._turns._corpus)

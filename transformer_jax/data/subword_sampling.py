@@ -16,8 +16,8 @@ from collections.abc import Sequence
 import numpy as np
 from sentencepiece import sentencepiece_model_pb2 as protocol
 
+from transformer_jax.data.packing import Growth, Shape
 from transformer_jax.data.permutation import keys
-from transformer_jax.data.rows import Growth, Shape
 from transformer_jax.data.token_store import TokenStore
 from transformer_jax.data.vocabulary import Vocabulary
 
