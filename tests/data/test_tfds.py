@@ -25,11 +25,11 @@ from tensorflow_datasets.datasets.ted_multi_translate import (
 )
 from tensorflow_datasets.translate import wmt
 
-from transformer_jax.data import tfds
+from transformer_jax.data import tfds as tfds_module
 from transformer_jax.data.tfds import read_tfds, tfds_content
 
 TED = "ted_hrlr_translate/pt_to_en"
-RETRIES = tfds._RETRIES
+RETRIES = tfds_module._RETRIES
 
 
 class Server(http.server.ThreadingHTTPServer):
@@ -73,7 +73,7 @@ def server(monkeypatch):
 @pytest.fixture(autouse=True)
 def data_dir(tmp_path, monkeypatch):
     monkeypatch.setattr(tfds.core.constants, "DATA_DIR", str(tmp_path))
-    monkeypatch.setattr(tfds, "_RETRIES", 0)
+    monkeypatch.setattr(tfds_module, "_RETRIES", 0)
     tfds.disable_progress_bar()
     imported = "tensorflow" in sys.modules
     yield tmp_path
@@ -268,7 +268,7 @@ def test_a_wrong_checksum_is_told(server, ted, monkeypatch):
 
 
 def test_a_refused_connection_is_told_within_seconds(server, ted, monkeypatch):
-    monkeypatch.setattr(tfds, "_RETRIES", RETRIES)
+    monkeypatch.setattr(tfds_module, "_RETRIES", RETRIES)
     server.close()
     start = time.monotonic()
     with pytest.raises(OSError) as error:
