@@ -1,0 +1,81 @@
+"""README and docs: links resolve; flags, fields and names exist; the reference is up to date."""
+
+import importlib
+import importlib.util
+import pathlib
+import re
+import shlex
+
+import pytest
+
+from transformer_jax.config import load_config, reference, with_field
+
+ROOT = pathlib.Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "benchmarks/RESULTS.md"]
+PAGES += sorted((ROOT / "docs").glob("*.md"))
+SECTIONS = "model|data|optimizer|training|decoding"
+FIELDS = {row.name for row in reference()}
+
+
+@pytest.fixture(params=PAGES, ids=lambda path: path.name)
+def page(request):
+    return request.param
+
+
+def fences(text, language):
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+
+
+def anchors(path):
+    """The anchors that GitHub gives a page's headings."""
+    text = re.sub(r"^```.*?^```", "", path.read_text(), flags=re.DOTALL | re.MULTILINE)
+    headings = re.findall(r"^#+ +(.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_links_resolve(page):
+    links = re.findall(r"\]\((?!https?:)([^)\s]+)\)", page.read_text())
+    for link in links:
+        name, _, anchor = link.partition("#")
+        target = (page.parent / name).resolve() if name else page
+        assert target.is_file(), f"{page.name}: {link}"
+        assert not anchor or anchor in anchors(target), f"{page.name}: {link}"
+
+
+def test_fields_exist(page):
+    text = page.read_text()
+    fields = re.findall(r"--config\.([a-z_.0-9]+)(?:=([^\s`]+))?", text)
+    fields += re.findall(rf"`(?:config\.)?((?:{SECTIONS})\.\w+)(?:=([^\s`]+))?`", text)
+    for name, value in fields:
+        assert f"config.{name}" in FIELDS, f"{page.name}: {name}"
+        if value:
+            with_field(load_config("quickstart"), name, shlex.split(value)[0])
+
+
+def test_ready_configs_exist(page):
+    for name in re.findall(r"--configs?=([a-z][\w:,]*)", page.read_text()):
+        for each in name.split(","):
+            load_config(each)
+
+
+def test_python_is_valid_and_its_imports_exist(page):
+    for code in fences(page.read_text(), "python"):
+        compile(code, page.name, "exec")
+        for module, names in re.findall(r"^from (\S+) import (.+)$", code, re.MULTILINE):
+            for name in names.split(", "):
+                assert hasattr(importlib.import_module(module), name), f"{page.name}: {name}"
+
+
+def test_readme_is_short():
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 150
+
+
+def test_configuration_reference_is_up_to_date():
+    path = ROOT / "docs/make_configuration.py"
+    spec = importlib.util.spec_from_file_location("make_configuration", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    expected = (ROOT / "docs/configuration.md").read_text()
+    assert module.page() == expected, (
+        "run python docs/make_configuration.py > docs/configuration.md"
+    )
