@@ -95,13 +95,15 @@ flags.register_validator("workdir", all, "the name of a folder was wanted")
 def main(_) -> None:
     _check_flags()
     from transformer_jax.data.corpora import open_text, raw_lines
+    from transformer_jax.decoding.options import SearchOptions
     from transformer_jax.decoding.stream import Writer, decoded, score_pairs, translate_lines
     from transformer_jax.decoding.translator import Translator
     from transformer_jax.evaluation import score_translator
     from transformer_jax.figures.attention_page import AttentionLines, check_page
 
     # Those of SearchOptions, which says what they mean and what goes together.
-    options = {flag.name: flag.value for flag in _READING + _SEARCH if flag.value is not None}
+    given = {flag.name: flag.value for flag in _READING + _SEARCH if flag.value is not None}
+    options = SearchOptions(**given)
     with contextlib.ExitStack() as files:
         lines = None if _CORPUS.value else files.enter_context(_opened_input())
         if _ATTENTION_HTML.value:
@@ -120,29 +122,29 @@ def main(_) -> None:
             tagged = tags if _CORPUS.value else bool(_LANGUAGE.value)
             align = {"layer": _LAYER.value, "head": _HEAD.value, "skip": int(tagged)}
         # Mistakes are told before the output is opened, and so emptied.
-        translator.check(prefix=_PREFIX.value, align=align, **options)
+        translator.check(options, prefix=_PREFIX.value, align=align)
         name, corpora, texts, pairs = _texts(translator, lines)
         attention = None
         if _ATTENTION_HTML.value:
-            attention = AttentionLines(translator, name=name, max_length=options.get("max_length"))
+            attention = AttentionLines(translator, name=name, options=options)
         output = files.enter_context(_opened_output())
         writer = Writer(
             output, translator.vocabulary, as_json=_FORMAT.value == "json", scores=_SCORES.value
         )
-        settings = {"name": name, "align": align} | options
+        settings = {"name": name, "align": align}
         if lines is not None and lines.isatty():
             print("Waiting for lines to translate; Ctrl-D ends.", file=sys.stderr)
         if _SCORE.value:
-            scores, _ = score_translator(translator, corpora, **options)
+            scores, _ = score_translator(translator, corpora, options)
             output.write((json.dumps(scores) + "\n").encode())
         elif _SCORE_PAIRS.value:
-            score_pairs(translator, pairs, writer, **settings)
+            score_pairs(translator, pairs, writer, options, **settings)
         else:
             # Neither among the answers nor among the lines of a log.
             progress = not _INTERACTIVE.value and sys.stderr.isatty() and not output.isatty()
             more = {"prefixes": prefixes, "attention": attention, "progress": progress}
             with _page(attention):
-                translate_lines(translator, texts, writer, **more, **settings)
+                translate_lines(translator, texts, writer, options, **more, **settings)
 
 
 def _texts(translator, lines: BinaryIO | None):

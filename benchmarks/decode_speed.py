@@ -22,9 +22,10 @@ from beside import PRESETS, beside_peer, model_config
 from flax import nnx
 
 from transformer_jax import cli
+from transformer_jax.config import DecodingConfig
 from transformer_jax.data.vocabulary import EOS
 from transformer_jax.decoding.engine import Models, Sentence, translate
-from transformer_jax.decoding.search import Strategy, Weights
+from transformer_jax.decoding.options import SearchOptions
 from transformer_jax.devices import replicate
 from transformer_jax.model.transformer import Transformer
 
@@ -48,7 +49,7 @@ def measure() -> dict:
     random = np.random.default_rng(0)
     shape = (_ROWS.value, _SOURCE.value - 1)
     sentences = [
-        Sentence([*source, EOS], limit=_TARGET.value, least=_TARGET.value)
+        Sentence([*source, EOS], max_length=_TARGET.value, min_length=_TARGET.value)
         for source in random.integers(4, _VOCAB.value, shape).tolist()
     ]
     devices = jax.local_device_count()
@@ -56,11 +57,12 @@ def measure() -> dict:
         translate,
         Models((graphdef,), (replicate(params),)),
         sentences,
-        Strategy(_BEAM.value),
-        Weights(),
-        rows=1 if _ROWS.value == 1 else -(-_ROWS.value // (8 * devices)) * 8,
-        longest=max(_SOURCE.value, _TARGET.value),
-        limit_of=lambda length: _TARGET.value,
+        SearchOptions(
+            beam_size=_BEAM.value,
+            rows=1 if _ROWS.value == 1 else -(-_ROWS.value // (8 * devices)) * 8,
+            max_length=max(_SOURCE.value, _TARGET.value),
+            max_length_ratio=(_TARGET.value + 0.5) / _SOURCE.value,
+        ).resolved(DecodingConfig()),
     )
     seconds = []
     for _ in range(1 + _REPEATS.value):

@@ -18,6 +18,7 @@ from transformer_jax.checkpoint import (
     unflatten,
 )
 from transformer_jax.config import Config
+from transformer_jax.decoding.options import SearchOptions
 from transformer_jax.decoding.translator import Translator
 from transformer_jax.training.loop import train
 
@@ -248,7 +249,7 @@ def test_an_average_is_the_mean_of_the_last(trained):
 def test_a_loaded_run_translates(trained):
     translator = Translator.from_workdir(trained, checkpoint=4)
     assert same(flatten(translator.models.params[0]), params_of(trained, "4"))
-    assert len(translator.translate(["seven", ""], max_length=8)) == 2
+    assert len(translator.translate(["seven", ""], SearchOptions(max_length=8))) == 2
     both = Translator.from_workdir([str(trained), trained])
     assert len(both.models.params) == 2
     assert len(Translator.from_workdir((trained,), trained, average=2).models.params) == 2

@@ -272,7 +272,7 @@ def test_a_stop_while_the_corpus_is_read_leaves_nothing_half_done(home, tmp_path
 
 IN_A_THREAD = """
 import sys, threading, jax
-from transformer_jax import Translator, train
+from transformer_jax import SearchOptions, Translator, train
 from transformer_jax.config import load_config
 
 def work():
@@ -280,7 +280,7 @@ def work():
     translator = Translator.from_workdir(sys.argv[2])
     assert all(x.dtype == "float32" for x in jax.tree.leaves(translator.models.params))
     for options in ({"coverage_penalty": 0.2, "no_repeat_ngram": 2}, {"sample": True, "n_best": 2}):
-        (translation,) = translator.translate(["two hundred"], **options)
+        (translation,) = translator.translate(["two hundred"], SearchOptions(**options))
         assert all(-1e6 < x.log_prob < 0 for x in translation.hypotheses)
     score, alignment = translator.score([("one", "eins")]), translator.align(["one"], ["eins"])
     print("done", score, alignment)

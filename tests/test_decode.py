@@ -220,7 +220,7 @@ def test_a_run_without_a_checkpoint_cannot_decode(trained, home, tmp_path):
     [
         (["--sample", "--beam_size=4"], "sample and beam_size=4 are two kinds of search"),
         (["--top_k=3"], "top_k=3 needs sample"),
-        (["--n_best=0"], "n_best=0 must be from 1"),
+        (["--n_best=0"], "n_best=0 must be in [1, 256]"),
         (["--score_pairs", "--n_best=2"], "--score_pairs and --n_best do not go together"),
         (["--alignments", "--alignment_head=2"], "no attention head 2: they are 0 to 1"),
         (["--prefix=\u4e00"], "the vocabulary cannot spell the prefix"),

@@ -9,6 +9,7 @@ import pytest
 
 from transformer_jax import evaluation
 from transformer_jax.data.corpora import Corpus, Pair
+from transformer_jax.decoding.options import SearchOptions
 from transformer_jax.decoding.translator import Hypothesis, Translation
 from transformer_jax.evaluation import (
     bleu_tokenizer,
@@ -105,15 +106,18 @@ def test_nothing_to_score_and_missing_references_are_errors():
 
 
 def test_a_translator_is_scored_by_its_best_hypotheses():
-    def translate(lines, *, beam_size, on_progress):
+    def translate(lines, options, *, limits, on_progress):
         on_progress(len(lines))
         best = [Hypothesis(line.upper(), 0.0, 0.0) for line in lines]
-        return [Translation([h] + [Hypothesis("no", -1.0, -1.0)] * beam_size, True) for h in best]
+        return [
+            Translation([h] + [Hypothesis("no", -1.0, -1.0)] * options.beam_size, True)
+            for h in best
+        ]
 
     translator = types.SimpleNamespace(translate=translate)
     pairs = [Pair("a b c d", "A B C D"), Pair("x", "Y")]
     scores, translations = score_translator(
-        translator, [(Corpus("tsv:c", "de", "en"), pairs)], beam_size=2, on_progress=lambda _: None
+        translator, [(Corpus("tsv:c", "de", "en"), pairs)], SearchOptions(beam_size=2)
     )
     assert scores["exact_match"] == 0.5 and scores["seconds"] >= 0
     assert scores["truncated"] == 2
@@ -121,8 +125,8 @@ def test_a_translator_is_scored_by_its_best_hypotheses():
 
 
 def test_scoring_into_a_log_shows_that_it_lives_without_a_bar(monkeypatch, caplog, capsys):
-    def translate(lines, **options):
-        assert not options
+    def translate(lines, options, **_):
+        assert options is None
         time.sleep(0.2)
         return [Translation([Hypothesis(line, 0.0, 0.0)], False) for line in lines]
 

@@ -7,7 +7,8 @@ same letters: `hidden_BTD`, `jnp.einsum("BHTK,BHMK->BHTM", query_BHTK, key_BHMK)
   S  source length       H  heads               W  beam width
   T  target length       K  head dim            L  layers
   M  length attended to  F  feed-forward dim    N  hypotheses returned
-  R  B * W, hypotheses of all sentences         C  candidates of a beam
+  R  B * W, hypotheses of all sentences         C  candidates for the next token
+  J  rows refilled
 """
 
 import importlib
@@ -16,6 +17,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "Config": "transformer_jax.config",
+    "SearchOptions": "transformer_jax.decoding.options",
     "TrainingResult": "transformer_jax.training.loop",
     "Transformer": "transformer_jax.model.transformer",
     "Translation": "transformer_jax.decoding.translator",

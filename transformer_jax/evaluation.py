@@ -7,13 +7,14 @@ import re
 import statistics
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from sacrebleu.metrics import BLEU, CHRF
 from tqdm import tqdm
 
 from transformer_jax.data.corpora import Corpus, Pair
+from transformer_jax.decoding.options import SearchOptions
 from transformer_jax.decoding.translator import Translation, Translator
 from transformer_jax.heartbeat import heartbeat
 
@@ -110,13 +111,17 @@ def summary(scores: dict[str, Any]) -> str:
 
 
 def score_translator(
-    translator: Translator, corpora: Corpora, **options: Any
+    translator: Translator,
+    corpora: Corpora,
+    options: SearchOptions | None = None,
+    *,
+    limits: Iterable[int] = (),
+    on_progress: Callable[[int], None] | None = None,
 ) -> tuple[dict[str, Any], list[Translation]]:
     """Translates the corpora's sources: their `score_corpora`, and the translations.
 
     The scores have `seconds` too, and `truncated`, the number of sources whose end was cut
-    off. `options` are those of `Translator.translate`; without an `on_progress` among
-    them, a bar on a terminal shows what takes long.
+    off. Without `on_progress`, a bar on a terminal shows the progress of a long translation.
     """
     for corpus, pairs in corpora:
         if not pairs:
@@ -124,12 +129,14 @@ def score_translator(
     start = time.monotonic()
     sources = [pair.source for _, pairs in corpora for pair in pairs]
     with contextlib.ExitStack() as shown:
-        if "on_progress" not in options and sys.stderr.isatty():
+        if on_progress is None and sys.stderr.isatty():
             bar = tqdm(total=len(sources), unit="line", desc="translating", delay=5)
-            options["on_progress"] = shown.enter_context(bar).update
+            on_progress = shown.enter_context(bar).update
         else:
             shown.enter_context(heartbeat(f"translating {len(sources):,} sentences"))
-        translations = translator.translate(sources, **options)
+        translations = translator.translate(
+            sources, options, limits=limits, on_progress=on_progress or (lambda count: None)
+        )
     truncated = sum(translation.truncated for translation in translations)
     if truncated:
         logger.warning("%d sources are longer than max_length: their ends were cut", truncated)

@@ -1,5 +1,6 @@
 """The engine against a reference search, and its contract: companions change nothing."""
 
+import dataclasses
 import functools
 
 import jax
@@ -10,11 +11,11 @@ from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from transformer_jax.config import ModelConfig
-from transformer_jax.data.vocabulary import BOS, EOS, PAD
+from transformer_jax.config import DecodingConfig, ModelConfig
+from transformer_jax.data.vocabulary import BOS, EOS, PAD, UNK
 from transformer_jax.decoding import engine
 from transformer_jax.decoding.engine import Models, Sentence
-from transformer_jax.decoding.search import Strategy, Weights
+from transformer_jax.decoding.options import SearchOptions
 from transformer_jax.devices import replicate
 from transformer_jax.model.masks import sentence_tokens
 from transformer_jax.model.transformer import Transformer
@@ -45,14 +46,13 @@ def limit_of(length: int) -> int:
     return min(length + 8, LONGEST)
 
 
-BEAM = Strategy(3, 3)
+BEAM = SearchOptions(beam_size=3, n_best=3)
 
 
-def translate(models, wanted, strategy=BEAM, rows=ROWS):
+def translate(models, wanted, options=BEAM, rows=ROWS):
     """Tokens, scores and log-probabilities of each sentence, as plain numbers."""
-    found = engine.translate(
-        models, wanted, strategy, Weights(ALPHA), rows=rows, longest=LONGEST, limit_of=limit_of
-    )
+    options = dataclasses.replace(options, rows=rows, max_length=LONGEST, max_length_ratio=1.5)
+    found = engine.translate(models, wanted, options.resolved(DecodingConfig()))
     by_number = {number: tuple(x.tolist() for x in hypotheses) for number, hypotheses in found}
     assert len(by_number) == len(wanted)
     return [by_number[number] for number in range(len(wanted))]
@@ -110,7 +110,7 @@ def reference_search(next_log_probs, source, limit, width=3):
             (log_prob + float(row[word]), (*tokens, word))
             for (log_prob, tokens), row in zip(live, rows)
             for word in range(VOCAB)
-            if word not in (PAD, BOS) and (place < limit - 1 or word == EOS)
+            if word not in (PAD, BOS, UNK) and (place < limit - 1 or word == EOS)
         ]
         candidates.sort(reverse=True)
         scores = [score for score, _ in candidates[: 2 * width + 1]]
@@ -128,7 +128,7 @@ def reference_search(next_log_probs, source, limit, width=3):
 def test_the_engine_finds_what_plain_steps_over_whole_passes_find(together, next_log_probs):
     compared = 0
     for sentence, (tokens, scores, _) in list(zip(SENTENCES, together))[:15]:
-        wanted, gap = reference_search(next_log_probs, sentence.source, sentence.limit)
+        wanted, gap = reference_search(next_log_probs, sentence.source, sentence.max_length)
         if gap < 1e-5:
             continue
         compared += 1
@@ -142,7 +142,7 @@ def test_the_sentences_are_of_several_shapes_and_end_by_themselves(together):
     assert min(lengths) <= 16 < max(lengths)
     bests = [words(tokens[0]) for tokens, _, _ in together]
     assert len(set(bests)) > 60
-    early = [len(best) < s.limit for best, s in zip(bests, SENTENCES)]
+    early = [len(best) < s.max_length for best, s in zip(bests, SENTENCES)]
     assert any(early) and len({len(best) for best in bests}) > 5
 
 
@@ -220,7 +220,9 @@ def test_prefixes_of_any_length_are_kept(models):
     wanted = []
     for number, sentence in enumerate(sentences(20, seed=1)):
         prefix = prefixes[number % 4]
-        wanted.append(sentence._replace(prefix=prefix, limit=max(sentence.limit, len(prefix) + 1)))
+        wanted.append(
+            sentence._replace(prefix=prefix, max_length=max(sentence.max_length, len(prefix) + 1))
+        )
     found = translate(models, wanted)
     for sentence, (tokens, _, _) in zip(wanted, found):
         count = len(sentence.prefix)
@@ -233,13 +235,13 @@ def test_prefixes_of_any_length_are_kept(models):
 
 
 def test_samples_are_the_same_whatever_the_batch(models):
-    strategy = Strategy(2, 2, sample=True, top_k=10)
-    found = translate(models, SENTENCES, strategy)
+    options = SearchOptions(n_best=2, sample=True, top_k=10)
+    found = translate(models, SENTENCES, options)
     some = [4, 90, 13]
-    assert translate(models, [SENTENCES[n] for n in some], strategy) == [found[n] for n in some]
+    assert translate(models, [SENTENCES[n] for n in some], options) == [found[n] for n in some]
     assert all(len({words(row) for row in tokens}) == 2 for tokens, _, _ in found if tokens[0][1])
     reseeded = [sentence._replace(seed=sentence.seed + 1000) for sentence in SENTENCES]
-    assert translate(models, reseeded, strategy) != found
+    assert translate(models, reseeded, options) != found
 
 
 def test_no_sentence_gives_nothing(models):

@@ -11,6 +11,7 @@ from transformer_jax.config import Config
 from transformer_jax.data.corpora import read_corpus
 from transformer_jax.data.vocabulary import Vocabulary
 from transformer_jax.decoding.engine import Models
+from transformer_jax.decoding.options import SearchOptions
 from transformer_jax.decoding.translator import Translator
 from transformer_jax.devices import replicate
 from transformer_jax.model.build import build
@@ -71,7 +72,7 @@ def test_a_line_does_not_depend_on_its_companions(make, name):
 @pytest.mark.parametrize("name", ["additive", "fed", "none"])
 def test_the_score_of_a_search_is_that_of_a_teacher_forced_pass(make, name):
     translator = make(name)
-    for line, translation in zip(LINES, translator.translate(LINES, n_best=3)):
+    for line, translation in zip(LINES, translator.translate(LINES, SearchOptions(n_best=3))):
         for hypothesis in translation.hypotheses if line else []:
             # Of the same tokens, which text may be segmented into otherwise.
             attended = translator.score([(line, hypothesis.text)])[0]
@@ -101,8 +102,8 @@ def test_where_there_is_no_attention_all_questions_for_it_are_refused(make, name
         lambda: translator.attention("seven"),
         lambda: translator.align(["seven"], ["sieben"]),
         lambda: translator.check(align={}),
-        lambda: translator.check(coverage_penalty=0.2),
-        lambda: translator.translate(["seven"], coverage_penalty=0.2),
+        lambda: translator.check(SearchOptions(coverage_penalty=0.2)),
+        lambda: translator.translate(["seven"], SearchOptions(coverage_penalty=0.2)),
     ):
         with pytest.raises(ValueError, match="no attention"):
             question()

@@ -12,11 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from transformer_jax.decoding import search
+from transformer_jax.decoding.options import SearchOptions
 from transformer_jax.decoding.search import (
-    Demands,
+    Constraints,
     Hypotheses,
-    Strategy,
-    Weights,
+    Search,
+    SpecialIds,
     length_penalty,
 )
 
@@ -94,30 +95,28 @@ class Static(NamedTuple):
         return self.value is other.value
 
 
-@functools.partial(jax.jit, static_argnames=("model", "strategy"))
-def _search(demands, weights, *, model, strategy):
-    batch, kinds = demands.limit_B.size, len(model.value.logits_BTVV)
+@functools.partial(jax.jit, static_argnames=("model", "ids"))
+def _search(constraints, options, *, model, ids):
+    batch, kinds = constraints.max_length_B.size, len(model.value.logits_BTVV)
     memory, source_BS = jnp.arange(batch) % kinds, jnp.ones((batch, VOCAB), bool)
-    state = search.first_state(model.value, memory, demands, strategy, source_BS)
-    state = search.run(model.value, state, weights, strategy, batch)
-    return search.results(state, strategy)
+    toy = Search(model.value, options, ids)
+    state = search.run(toy, search.first_state(toy, memory, constraints, source_BS), batch)
+    return search.results(state, options)
 
 
 def find(
     model, width=1, n_best=1, limits=(LIMIT,) * 3, least=1, prefix=(), seeds=0,
-    alpha=0.6, beta=0.0, temperature=1.0, top_p=1.0, **strategy,
+    alpha=0.6, beta=None, unk=-1, **options,
 ) -> Hypotheses:  # fmt: skip
     batch = len(limits)
     prefix_BT = np.zeros((batch, max(limits)), np.int32)
     prefix_BT[:, : len(prefix)] = prefix
     seed_B = np.broadcast_to(np.uint32(seeds), batch)
-    demands = Demands(np.int32(limits), np.full(batch, least, np.int32), prefix_BT, seed_B)
-    return _search(
-        demands,
-        Weights(alpha, beta, temperature, top_p),
-        model=Static(model),
-        strategy=Strategy(width, n_best, coverage=beta > 0, **strategy),
+    constraints = Constraints(np.int32(limits), np.full(batch, least, np.int32), prefix_BT, seed_B)
+    options = SearchOptions(
+        beam_size=width, n_best=n_best, length_penalty=alpha, coverage_penalty=beta, **options
     )
+    return _search(constraints, options, model=Static(model), ids=SpecialIds(BOS, EOS, PAD, unk))
 
 
 def beam(model, width, n_best=1, alpha=0.6, limits=(LIMIT,) * 3):
@@ -338,9 +337,9 @@ def nucleus(share):
         ({}, lambda p: p),
         ({"temperature": 0.5}, lambda p: p),
         ({"top_k": 2}, top(2)),
-        ({"top_p": 0.7, "nucleus": True}, nucleus(0.7)),
+        ({"top_p": 0.7}, nucleus(0.7)),
         (
-            {"top_k": 2, "top_p": 0.8, "nucleus": True},
+            {"top_k": 2, "top_p": 0.8},
             lambda p: nucleus(0.8)(top(2)(p) / top(2)(p).sum()),
         ),
     ],
@@ -387,7 +386,7 @@ def test_the_largest_by_blocks_are_the_largest(vocab_size, count, kinds, seed):
     """Also where many are equal."""
     count = min(count, vocab_size)
     x = np.random.default_rng(seed).integers(0, kinds, (2, 3, vocab_size)).astype(np.float32)
-    values, indices = search._top(x, count)
+    values, indices = search.top_k(x, count)
     np.testing.assert_array_equal(values, jax.lax.top_k(x, count)[0])
     np.testing.assert_array_equal(np.take_along_axis(x, np.asarray(indices), -1), values)
     assert all(len(set(row)) == count for row in np.asarray(indices).reshape(-1, count))
@@ -400,10 +399,10 @@ def test_where_nothing_else_is_left_it_ends(model):
         for row, score in zip(
             np.asarray(found.tokens).reshape(-1, LIMIT), np.ravel(found.scores), strict=True
         ):
-            if score > search.NONE / 2:
+            if score > search.NEG_INF / 2:
                 length = int(np.argmax(row == EOS)) + 1
                 assert row[length - 1] == EOS and not np.isin(row[:length], (PAD, BOS)).any()
-        assert np.all(np.asarray(found.scores)[:, 0] > search.NONE / 2)
+        assert np.all(np.asarray(found.scores)[:, 0] > search.NEG_INF / 2)
 
 
 def test_a_search_goes_on_while_a_longer_hypothesis_may_overtake():
@@ -418,16 +417,17 @@ def test_a_search_goes_on_while_a_longer_hypothesis_may_overtake():
 
 
 def test_padding_of_the_source_is_not_penalised(model):
-    demands = Demands(
+    constraints = Constraints(
         np.full(3, LIMIT, np.int32),
         np.ones(3, np.int32),
         np.zeros((3, LIMIT), np.int32),
         np.zeros(3, np.uint32),
     )
     real_BS = jnp.ones((3, VOCAB), bool).at[:, PAD].set(False)  # padding is never read
-    strategy = Strategy(64, 1, coverage=True)
-    state = search.first_state(model, jnp.arange(3), demands, strategy, real_BS)
-    found = search.results(search.run(model, state, Weights(0.0, 0.5), strategy, 3), strategy)
+    options = SearchOptions(beam_size=64, length_penalty=0.0, coverage_penalty=0.5)
+    toy = Search(model, options, SpecialIds(BOS, EOS, PAD))
+    state = search.first_state(toy, jnp.arange(3), constraints, real_BS)
+    found = search.results(search.run(toy, state, 3), options)
     for sentence in range(3):
         missing = VOCAB - 1 - len({BOS, *words(found.tokens[sentence, 0])[:-1]})
         wanted = float(found.log_probs[sentence, 0]) + 0.5 * missing * np.log(1e-9)
@@ -444,7 +444,7 @@ def test_scores_of_samples_have_the_length_penalty(model):
 def test_of_equals_the_first_is_the_largest():
     x = np.zeros((1, 1, 640), np.float32)
     x[..., 100], x[..., 500], x[..., 501], x[..., 600] = 1.0, 2.0, 1.0, 1.0
-    np.testing.assert_array_equal(search._top(x, 3)[1], jax.lax.top_k(x, 3)[1])
+    np.testing.assert_array_equal(search.top_k(x, 3)[1], jax.lax.top_k(x, 3)[1])
 
 
 def test_a_prefix_as_long_as_the_limit_is_kept_to_its_last_token(model):

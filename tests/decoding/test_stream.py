@@ -9,7 +9,6 @@ import os
 import pathlib
 import threading
 import time
-from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -18,6 +17,7 @@ from transformer_jax.data.corpora import open_text
 from transformer_jax.data.vocabulary import EOS, UNK
 from transformer_jax.decoding import stream
 from transformer_jax.decoding.alignment import Alignment
+from transformer_jax.decoding.options import SearchOptions
 from transformer_jax.decoding.stream import (
     Texts,
     Writer,
@@ -50,24 +50,21 @@ class Tags:
         return [chr(i) for i in ids]
 
 
-class Options(NamedTuple):
-    n_best: int = 1
-
-
 class Capitals:
     """Answers the last line of a group first; texts longer than `max_length` are truncated.
 
     Prefixes with a 9 cannot be, lines with a 3 have 3 hypotheses at most, and an x is unknown.
     """
 
-    def options(self, n_best=1, **_):
-        return Options(n_best)
+    def resolved(self, options=None):
+        return options or SearchOptions()
 
     def __init__(self):
         self.asked = []
 
-    def stream(self, lines, *, prefixes="", on_bad_prefix=None, n_best=1, max_length=100):
+    def stream(self, lines, options=None, *, prefixes="", on_bad_prefix=None):
         self.asked.append(list(lines))
+        n_best, max_length = self.resolved(options).n_best, self.resolved(options).max_length or 100
         prefixes = [prefixes] * len(lines) if isinstance(prefixes, str) else prefixes
         for index, line in reversed(list(enumerate(lines))):
             text = prefixes[index] + line.upper()
@@ -80,13 +77,14 @@ class Capitals:
             ]
             yield index, Translation(hypotheses, len(line) > max_length, line.count("x"))
 
-    def score(self, pairs, *, max_length=100):
+    def score(self, pairs, options=None):
+        max_length = self.resolved(options).max_length or 100
         return [
             Score(["a", "<eos>"], [-1.0, -0.5], -1.5, len(s) > max_length, f"{s}{t}".count("x"))
             for s, t in pairs
         ]
 
-    def align(self, sources, targets, *, layer=None, head=None, **_):
+    def align(self, sources, targets, options=None, *, layer=None):
         return [
             Alignment([s], [str(layer)], np.float32([[1.0]]), [(0, 0)])
             for s, _ in zip(sources, targets, strict=True)
@@ -100,11 +98,13 @@ def warnings(caplog):
 
 
 def translated(
-    *groups, translator=None, as_json=False, scores=False, symbols=False, **options
-) -> bytes:
+    *groups, translator=None, as_json=False, scores=False, symbols=False, n_best=1, max_length=100,
+    **options,
+) -> bytes:  # fmt: skip
     output = io.BytesIO()
     writer = Writer(output, Tags(symbols), as_json=as_json, scores=scores)
-    translate_lines(translator or Capitals(), groups, writer, name="in.txt", **options)
+    search = SearchOptions(n_best=n_best, max_length=max_length)
+    translate_lines(translator or Capitals(), groups, writer, search, name="in.txt", **options)
     return output.getvalue()
 
 
@@ -340,8 +340,8 @@ def test_what_is_due_is_written_while_the_rest_is_translated():
     written = io.BytesIO()
 
     class InOrder(Capitals):
-        def stream(self, lines, **options):
-            found = dict(super().stream(lines, **options))
+        def stream(self, lines, *args, **options):
+            found = dict(super().stream(lines, *args, **options))
             for index in (1, 0, 2):
                 yield index, found[index]
                 seen.append(written.getvalue())
@@ -355,7 +355,9 @@ def test_what_is_due_is_written_while_the_rest_is_translated():
 def test_pairs_are_scored_in_order(warnings):
     pairs = pairs_of([["a\tb", "aaaa\tb\tc"], ["d\t"]])
     output = io.BytesIO()
-    score_pairs(Capitals(), pairs, Writer(output, Tags()), name="in.txt", max_length=3)
+    score_pairs(
+        Capitals(), pairs, Writer(output, Tags()), SearchOptions(max_length=3), name="in.txt"
+    )
     assert output.getvalue() == b"-1.500000\t-1.000000 -0.500000\n" * 3
     assert [told.partition(":")[0] for told in warnings()] == ["in.txt, line 2"]
     output = io.BytesIO()
@@ -418,12 +420,12 @@ def test_a_language_that_was_not_trained_is_told():
 
 def test_alignments_are_those_of_their_own_hypotheses():
     class Told(Capitals):
-        def stream(self, lines, **options):
-            for index, each in super().stream(lines, **options):
+        def stream(self, lines, *args, **options):
+            for index, each in super().stream(lines, *args, **options):
                 named = [h._replace(text=f"{h.text}{n}") for n, h in enumerate(each.hypotheses)]
                 yield index, each._replace(hypotheses=named)
 
-        def align(self, sources, targets, **_):
+        def align(self, sources, targets, options):
             return [
                 Alignment([s], [t.text], np.float32([[1.0]]), [(ord(t.text[0]), int(t.text[1]))])
                 for s, t in zip(sources, targets, strict=True)

@@ -6,6 +6,7 @@ import os
 import pytest
 from attentions import attention_of
 
+from transformer_jax.decoding.options import SearchOptions
 from transformer_jax.decoding.translator import Hypothesis
 from transformer_jax.figures import attention_page
 from transformer_jax.figures.attention_page import MOST_LINES, AttentionLines, check_page
@@ -20,8 +21,8 @@ class Attentive:
     def check_attention(self):
         pass
 
-    def attention(self, source, target, max_length):
-        self.asked.append((source, target.text, max_length))
+    def attention(self, source, target, options):
+        self.asked.append((source, target.text, options.max_length))
         if len(source) > 8:
             raise ValueError(f"{source!r} has more than max_length tokens")
         if "?" in source:
@@ -41,7 +42,7 @@ def warnings(caplog):
 
 
 def written(translator, lines: dict[int, str], path) -> str:
-    page = AttentionLines(translator, name="in.txt", max_length=7)
+    page = AttentionLines(translator, name="in.txt", options=SearchOptions(max_length=7))
     for number, line in lines.items():
         page.add(number, line, Hypothesis(line.upper(), 0.0, 0.0))
     page.write(str(path), "Title")

@@ -17,14 +17,16 @@ from flax import nnx
 from jax.sharding import Mesh, PartitionSpec
 
 from transformer_jax.data.batches import pad_rows
-from transformer_jax.data.vocabulary import PAD
+from transformer_jax.data.vocabulary import BOS, EOS, PAD, UNK
 from transformer_jax.decoding import search
-from transformer_jax.decoding.search import Demands, Hypotheses, State, Strategy, Weights
+from transformer_jax.decoding.options import SearchOptions
+from transformer_jax.decoding.search import Constraints, Hypotheses, Search, SpecialIds, State
 from transformer_jax.model.ensemble import Ensemble
 from transformer_jax.model.masks import Tokens
 
 _SHORTEST_BUCKET = 16
 _AXIS = "data"
+_IDS = SpecialIds(bos=BOS, eos=EOS, pad=PAD, unk=UNK)
 ALL, ROWS = PartitionSpec(), PartitionSpec(_AXIS)  # of an argument: whole, or a device its rows
 
 
@@ -33,15 +35,14 @@ class Sentence(NamedTuple):
 
     Attributes:
       source: token ids, closed by the end symbol.
-      limit: most tokens of a hypothesis.
-      least: fewest tokens of a hypothesis.
+      max_length, min_length: of a hypothesis.
       prefix: tokens that every hypothesis begins with, without an end symbol.
       seed: of the tokens drawn in sampling, 32 bits.
     """
 
     source: Sequence[int]
-    limit: int
-    least: int = 1
+    max_length: int
+    min_length: int = 1
     prefix: Sequence[int] = ()
     seed: int = 0
 
@@ -68,40 +69,36 @@ def bucket_lengths(longest: int) -> Iterator[int]:
 def translate(
     models: Models,
     sentences: Sequence[Sentence],
-    strategy: Strategy,
-    weights: Weights,
-    *,
-    rows: int,
-    longest: int,
-    limit_of: Callable[[int], int],
+    options: SearchOptions,
 ) -> Iterator[tuple[int, Hypotheses]]:
     """The hypotheses of each sentence, with its number, in the order in which they are found.
 
     Args:
-      models, sentences, strategy, weights: see there.
-      rows: sentences that each device translates at a time.
-      longest: length that no source and no hypothesis exceeds.
-      limit_of: most tokens of a hypothesis of a source of a length, where no prefix wants more.
+      models, sentences: see there.
+      options: resolved; no source and no hypothesis is longer than their `max_length`.
     """
     buckets: dict[tuple[int, int], list[int]] = {}
-    shapes = [(length, limit_of(length)) for length in bucket_lengths(longest)]
+    longest = options.max_length
+    shapes = [(length, options.max_tokens(length)) for length in bucket_lengths(longest)]
     shapes.append((longest, longest))
     for index, sentence in enumerate(sentences):
-        fitting = (s for s in shapes if s[0] >= len(sentence.source) and s[1] >= sentence.limit)
+        fitting = (
+            s for s in shapes if s[0] >= len(sentence.source) and s[1] >= sentence.max_length
+        )
         buckets.setdefault(next(fitting), []).append(index)
     for shape, indices in sorted(buckets.items()):
         # The longest first: what comes last should be over soon.
         indices.sort(key=lambda i: -len(sentences[i].source))
         waiting = collections.deque((i, sentences[i]) for i in indices)
-        yield from _Bucket(models, strategy, weights, rows, shape, waiting).translations()
+        yield from _Bucket(models, options, shape, waiting).translations()
 
 
 class _Bucket:
     """The sentences of one shape: those that wait, those that are encoded, those in a row."""
 
-    def __init__(self, models, strategy, weights, rows, shape, waiting):
-        self.models, self.strategy, self.weights = models, strategy, weights
-        self.rows, self.shape, self.waiting = rows, shape, waiting
+    def __init__(self, models, options: SearchOptions, shape, waiting):
+        self.models, self.options, self.shape, self.waiting = models, options, shape, waiting
+        self.rows = rows = options.rows
         # So many rows free are enough to go and fetch new sentences for them.
         self.quantum = max(rows // 4, 1)
         devices = jax.local_device_count()
@@ -120,10 +117,9 @@ class _Bucket:
             self.state, done, hypotheses = _run(
                 self.models.params,
                 self.state,
-                self.weights,
+                self.options,
                 wanted,
                 graphdefs=self.models.graphdefs,
-                strategy=self.strategy,
             )
             # While the devices are at work:
             yield from found
@@ -169,19 +165,22 @@ class _Bucket:
         self.fresh = _first_state(
             self.models.params,
             source,
-            _demands([sentence for _, sentence in batch], len(self.holds), max_length),
+            _constraints([sentence for _, sentence in batch], len(self.holds), max_length),
+            self.options,
             graphdefs=self.models.graphdefs,
-            strategy=self.strategy,
         )
 
 
-def _demands(sentences: Sequence[Sentence], rows: int, max_length: int) -> Demands:
-    limit_B, least_B, seed_B = (np.zeros(rows, t) for t in (np.int32, np.int32, np.uint32))
+def _constraints(sentences: Sequence[Sentence], rows: int, max_length: int) -> Constraints:
+    max_length_B, min_length_B, seed_B = (
+        np.zeros(rows, t) for t in (np.int32, np.int32, np.uint32)
+    )
     prefix_BT = np.full((rows, max_length), PAD, np.int32)
     for row, sentence in enumerate(sentences):
-        limit_B[row], least_B[row], seed_B[row] = sentence.limit, sentence.least, sentence.seed
+        max_length_B[row], min_length_B[row] = sentence.max_length, sentence.min_length
+        seed_B[row] = sentence.seed
         prefix_BT[row, : len(sentence.prefix)] = sentence.prefix
-    return Demands(limit_B, least_B, prefix_BT, seed_B)
+    return Constraints(max_length_B, min_length_B, prefix_BT, seed_B)
 
 
 def merged(graphdefs: tuple[nnx.GraphDef, ...], params: tuple[Any, ...]):
@@ -196,14 +195,14 @@ def each_device(function: Callable, *specs: PartitionSpec) -> Callable:
     return jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=ROWS, check_vma=False)
 
 
-@functools.partial(jax.jit, static_argnames=("graphdefs", "strategy"))
-def _first_state(params, source: Tokens, demands: Demands, *, graphdefs, strategy) -> State:
-    def first_state(params, source: Tokens, demands: Demands) -> State:
-        model = merged(graphdefs, params)
-        real_BS = source.segments != 0
-        return search.first_state(model, model.encode(source), demands, strategy, real_BS)
+@functools.partial(jax.jit, static_argnames="graphdefs")
+def _first_state(params, source: Tokens, constraints: Constraints, options, *, graphdefs) -> State:
+    def first_state(params, source: Tokens, constraints: Constraints, options) -> State:
+        own = Search(merged(graphdefs, params), options, _IDS)
+        memory = own.model.encode(source)
+        return search.first_state(own, memory, constraints, source.segments != 0)
 
-    return each_device(first_state, ALL, ROWS, ROWS)(params, source, demands)
+    return each_device(first_state, ALL, ROWS, ROWS, ALL)(params, source, constraints, options)
 
 
 @functools.partial(jax.jit, donate_argnames="state")
@@ -211,12 +210,12 @@ def _refill(state: State, fresh: State, rows, take) -> State:
     return each_device(search.refill, ROWS, ROWS, ROWS, ROWS)(state, fresh, rows, take)
 
 
-@functools.partial(jax.jit, static_argnames=("graphdefs", "strategy"), donate_argnames="state")
-def _run(params, state: State, weights: Weights, wanted, *, graphdefs, strategy):
+@functools.partial(jax.jit, static_argnames="graphdefs", donate_argnames="state")
+def _run(params, state: State, options: SearchOptions, wanted, *, graphdefs):
     """The search until `wanted` more rows of each device are done: state, done, hypotheses."""
 
-    def run(params, state: State, weights: Weights, wanted):
-        state = search.run(merged(graphdefs, params), state, weights, strategy, wanted)
-        return state, state.done_B, search.results(state, strategy)
+    def run(params, state: State, options: SearchOptions, wanted):
+        state = search.run(Search(merged(graphdefs, params), options, _IDS), state, wanted)
+        return state, state.done_B, search.results(state, options)
 
-    return each_device(run, ALL, ROWS, ALL, ALL)(params, state, weights, wanted)
+    return each_device(run, ALL, ROWS, ALL, ALL)(params, state, options, wanted)

@@ -1,12 +1,10 @@
-"""Greedy search, beam search and sampling over the model protocol and nothing else.
+"""Greedy search, beam search and sampling over the model protocol.
 
-A search is a `State` with a row for each sentence, made by `first_state` and carried on by
-`run` until enough rows are done. Rows have their own positions and depend on nothing outside
-themselves, so that a new sentence can take the row of one that is done.
+A `State` has a row for each sentence. Rows have their own positions and are independent of each
+other, so that a new sentence can take the row of a finished one.
 
-A search knows a model only by its `start` and `step`. What belongs to a sentence (`context`)
-is never reordered here; what belongs to a hypothesis (`cache`, whose every leaf leads with
-B * W) follows the hypotheses.
+A search knows a model only by its `start` and `step`. The `context` of a sentence is never
+reordered; the `cache`, whose every leaf leads with B * W, follows the hypotheses.
 """
 
 import dataclasses
@@ -15,80 +13,61 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-_LOWEST = -1e30  # below any log-probability; finite, so that differences stay numbers
-NONE = _LOWEST  # score where a sentence has fewer hypotheses than were asked for
-_BLOCK = 64  # about so many entries of the vocabulary have their maximum looked at first
+from transformer_jax.decoding.options import SearchOptions
+
+NEG_INF = -1e30  # below any log-probability; finite, so that differences stay numbers
+_BLOCK = 64  # vocabulary entries, about, whose maximum is compared before they are sorted
+
+# A jitted function takes the options as an argument: the traced fields are its leaves, the static
+# ones part of the jit cache key.
+_BY_KIND = {
+    kind: [f.name for f in dataclasses.fields(SearchOptions) if f.metadata["static"] is static]
+    for kind, static in (("data_fields", False), ("meta_fields", True), ("drop_fields", None))
+}
+jax.tree_util.register_dataclass(SearchOptions, **_BY_KIND)
 
 
-@dataclasses.dataclass(frozen=True)
-class Strategy:
-    """What a search does, as far as it decides what is compiled.
+class SpecialIds(NamedTuple):
+    """Ids of the special tokens; -1 where there is none."""
 
-    Attributes:
-      beam_size: hypotheses that a sentence has at a time, W; 1 is greedy search.
-      n_best: hypotheses returned, N, at most W.
-      sample: draw W independent hypotheses instead of searching for the best.
-      top_k: draw among the k most probable tokens; 0 = all.
-      nucleus: draw among the most probable tokens that make up `Weights.top_p`.
-      no_repeat_ngram: n-grams of this length occur once in a hypothesis; 0 = may repeat.
-      coverage: use `Weights.coverage_penalty`.
-      bos, eos, pad, unk: ids of the special symbols; -1 = there is none.
-    """
-
-    beam_size: int
-    n_best: int = 1
-    sample: bool = False
-    top_k: int = 0
-    nucleus: bool = False
-    no_repeat_ngram: int = 0
-    coverage: bool = False
-    bos: int = 1
-    eos: int = 2
-    pad: int = 0
+    bos: int
+    eos: int
+    pad: int
     unk: int = -1
 
 
-class Weights(NamedTuple):
-    """Numbers of a search that may change without compiling again.
+class Search(NamedTuple):
+    """A model, anything with the protocol's `start` and `step`, and how to search with it."""
+
+    model: Any
+    options: SearchOptions  # resolved
+    ids: SpecialIds
+
+
+class Constraints(NamedTuple):
+    """Per-sentence decoding constraints; lengths count EOS.
 
     Attributes:
-      length_penalty: alpha of `length_penalty`.
-      coverage_penalty: beta of the coverage penalty (Wu et al. 2016, equation 14).
-      temperature: divides the logits before a token is drawn.
-      top_p: share of the probability that the tokens drawn among have at least
-        (Holtzman et al. 2020).
+      max_length_B: int32; 0 for a row without a sentence.
+      min_length_B: int32.
+      prefix_BT: int32, tokens that every hypothesis begins with, padded.
+      seed_B: uint32, of sampling.
     """
 
-    length_penalty: Any = 0.6
-    coverage_penalty: Any = 0.0
-    temperature: Any = 1.0
-    top_p: Any = 1.0
-
-
-class Demands(NamedTuple):
-    """What each sentence asks for.
-
-    Attributes:
-      limit_B: [B] most tokens of a hypothesis, the end symbol included; 0 for a row
-        that holds no sentence.
-      least_B: [B] fewest tokens, the end symbol included.
-      prefix_BT: [B, T] tokens that every hypothesis begins with, filled with `pad`.
-      seed_B: [B] uint32, of the tokens drawn.
-    """
-
-    limit_B: jax.Array
-    least_B: jax.Array
+    max_length_B: jax.Array
+    min_length_B: jax.Array
     prefix_BT: jax.Array
     seed_B: jax.Array
 
 
 class Hypotheses(NamedTuple):
-    """The best N hypotheses of each sentence, best first.
+    """The N best hypotheses of each sentence, best first.
 
     Attributes:
-      tokens: [B, N, T] int32, ended by the end symbol and filled with `pad`.
-      scores: [B, N] float32, log-probability over the length penalty, plus coverage penalty.
-      log_probs: [B, N] float32, natural logarithm of the hypothesis' probability.
+      tokens: [B, N, T] int32, closed by EOS and padded.
+      scores: [B, N] float32, log-probability over the length penalty, plus coverage penalty;
+        `NEG_INF` where there is no hypothesis.
+      log_probs: [B, N] float32.
     """
 
     tokens: jax.Array
@@ -97,17 +76,17 @@ class Hypotheses(NamedTuple):
 
 
 class State(NamedTuple):
-    """A search under way; every leaf leads with B or with B * W."""
+    """A search in progress; every leaf leads with B or with B * W."""
 
-    demands: Demands
-    position_B: jax.Array  # of the tokens to be read next
+    constraints: Constraints
+    position_B: jax.Array  # of the tokens read next
     context: Any  # of the sentences
     cache: Any  # of the live hypotheses
-    token_BW: jax.Array  # read next, the last token of each live hypothesis
+    token_BW: jax.Array  # last tokens of the live hypotheses, read next
     live_BWT: jax.Array  # tokens of the live hypotheses
     log_probs_BW: jax.Array  # of the live hypotheses
-    coverage_BWS: jax.Array | None  # attention that each source position has got
-    ended: Hypotheses  # those that have ended: the best W first; of samples, each in its place
+    coverage_BWS: jax.Array | None  # total attention to each source position
+    finished: Hypotheses  # a beam's best W, best first; samples, each in its own position
     done_B: jax.Array
 
 
@@ -117,102 +96,98 @@ def length_penalty(length: jax.Array, alpha: float) -> jax.Array:
 
 
 def first_state(
-    model, memory: Any, demands: Demands, strategy: Strategy, source_BS: jax.Array
+    search: Search, memory: Any, constraints: Constraints, source_BS: jax.Array
 ) -> State:
-    """The search before its first step.
+    """The state before the first step.
 
     Args:
-      model: anything with the protocol's `start` and `step`.
       memory: of B sentences, from the model's `encode`.
-      demands: arrays, [B] or [B, T] each; T bounds the length of all hypotheses.
-      strategy: see there.
-      source_BS: bool, which source positions are real.
+      constraints: T of its prefixes bounds the length of all hypotheses.
+      source_BS: bool, the real source positions.
     """
-    width, (batch, max_length) = strategy.beam_size, demands.prefix_BT.shape
-    context, cache = model.start(memory, width, max_length)
-    tokens_BWT = jnp.full((batch, width, max_length), strategy.pad, jnp.int32)
-    lowest_BW = jnp.full((batch, width), _LOWEST, jnp.float32)
+    options, ids = search.options, search.ids
+    width, (batch, max_length) = options.beam_size, constraints.prefix_BT.shape
+    context, cache = search.model.start(memory, width, max_length)
+    tokens_BWT = jnp.full((batch, width, max_length), ids.pad, jnp.int32)
+    unscored_BW = jnp.full((batch, width), NEG_INF, jnp.float32)
     coverage_BWS = None
-    if strategy.coverage:
-        # What stands for padding is covered from the start.
+    if options.coverage_penalty is not None:
+        # Padding counts as covered.
         coverage_BWS = jnp.repeat(1 - source_BS.astype(jnp.float32)[:, None], width, axis=1)
-    # All hypotheses are equal at first: in a beam only one may live, or it stays W equals.
-    log_probs_BW = jnp.zeros_like(lowest_BW) if strategy.sample else lowest_BW.at[:, 0].set(0.0)
+    # All hypotheses are equal at first: a beam begins with one, or it would stay W equals.
+    log_probs_BW = jnp.zeros_like(unscored_BW) if options.sample else unscored_BW.at[:, 0].set(0.0)
     return State(
-        demands,
-        jnp.zeros(batch, jnp.int32),
-        context,
-        cache,
-        jnp.full((batch, width), strategy.bos, jnp.int32),
-        tokens_BWT,
-        log_probs_BW,
-        coverage_BWS,
-        Hypotheses(tokens_BWT, lowest_BW, lowest_BW),
-        demands.limit_B <= 0,
+        constraints,
+        position_B=jnp.zeros(batch, jnp.int32),
+        context=context,
+        cache=cache,
+        token_BW=jnp.full((batch, width), ids.bos, jnp.int32),
+        live_BWT=tokens_BWT,
+        log_probs_BW=log_probs_BW,
+        coverage_BWS=coverage_BWS,
+        finished=Hypotheses(tokens_BWT, unscored_BW, unscored_BW),
+        done_B=constraints.max_length_B <= 0,
     )
 
 
-def run(model, state: State, weights: Weights, strategy: Strategy, more: jax.Array) -> State:
-    """Carries the search on until so many more rows are done, or all."""
-    advance = _advance_samples if strategy.sample else _advance_beam
-    wanted = jnp.minimum(state.done_B.sum() + more, state.done_B.size)
-
-    def unfinished(state: State):
-        return state.done_B.sum() < wanted
-
+def run(search: Search, state: State, num_rows: jax.Array) -> State:
+    """Steps until `num_rows` more rows are done, or all."""
+    advance = _advance_samples if search.options.sample else _advance_beam
+    target = jnp.minimum(state.done_B.sum() + num_rows, state.done_B.size)
     return jax.lax.while_loop(
-        unfinished, lambda state: advance(model, state, weights, strategy), state
+        lambda state: state.done_B.sum() < target, lambda state: advance(search, state), state
     )
 
 
-def refill(state: State, fresh: State, rows_I: jax.Array, take_I: jax.Array) -> State:
-    """The state with row take_I[i] of `fresh` as its row rows_I[i].
+def refill(state: State, fresh: State, rows_J: jax.Array, fresh_rows_J: jax.Array) -> State:
+    """The state with row fresh_rows_J[j] of `fresh` as its row rows_J[j], if that is in range.
 
-    Rows out of range are left out. What is not replaced is not copied.
+    Rows that are not replaced are not copied.
     """
     batch = state.done_B.size
 
     def replaced(old: jax.Array, new: jax.Array) -> jax.Array:
-        taken = new.reshape(batch, -1).at[take_I].get(mode="clip")
-        return old.reshape(batch, -1).at[rows_I].set(taken, mode="drop").reshape(old.shape)
+        taken = new.reshape(batch, -1).at[fresh_rows_J].get(mode="clip")
+        return old.reshape(batch, -1).at[rows_J].set(taken, mode="drop").reshape(old.shape)
 
     return jax.tree.map(replaced, state, fresh)
 
 
-def results(state: State, strategy: Strategy) -> Hypotheses:
-    """The best N hypotheses of each row that is done; the score of what is none is `NONE`."""
-    return _best(state.ended, strategy.n_best)
+def results(state: State, options: SearchOptions) -> Hypotheses:
+    """The N best hypotheses of each row that is done."""
+    return _best(state.finished, options.n_best)
 
 
-def _advance_beam(model, state: State, weights: Weights, strategy: Strategy) -> State:
+def _advance_beam(search: Search, state: State) -> State:
     """One step of beam search with the GNMT length penalty (section 6.1).
 
-    It looks at the 2W best continuations of a sentence's W live hypotheses. Those among the
-    first W that end are kept; the best W that do not go on. A sentence is done when no live
-    hypothesis can overtake its n-th best ended one, however long it grows. To stop once W
-    have ended would be quicker and wrong: a model trained with label smoothing gives every
-    early end some probability, and W of those fill up before the best one ends. With W = 1,
-    where the one hypothesis is over when it ends, this is greedy search.
+    Of the 2W best continuations of a sentence's W live hypotheses, those among the first W that
+    end with EOS are finished; the best W others stay live. A sentence is done when no live
+    hypothesis can overtake its n-th best finished one, however long it grows. To stop at W
+    finished ones would be quicker and wrong: a model trained with label smoothing gives every
+    early end some probability, and W of those come before the best one finishes. With W = 1,
+    where the first finished hypothesis is the last, this is greedy search.
     """
-    width, rows_B1 = strategy.beam_size, jnp.arange(state.done_B.size)[:, None]
-    logits_BWV, context, cache, coverage_BWS = _step(model, state)
+    options, ids = search.options, search.ids
+    width, rows_B1 = options.beam_size, jnp.arange(state.done_B.size)[:, None]
+    logits_BWV, context, cache, coverage_BWS = _step(search.model, state)
     log_probs_BC, parents_BC, tokens_BC = _continuations(
-        logits_BWV, _forbidden(state, strategy, logits_BWV.shape[-1]), state.log_probs_BW
+        logits_BWV, _forbidden(search, state, logits_BWV.shape[-1]), state.log_probs_BW
     )
     candidates_BCT = _with_token(state.live_BWT[rows_B1, parents_BC], state.position_B, tokens_BC)
-    ends_BC = tokens_BC == strategy.eos
+    ends_BC = tokens_BC == ids.eos
     first_1C = (jnp.arange(2 * width) < width)[None]
     scores_BC = log_probs_BC / length_penalty(
-        (state.position_B + 1.0)[:, None], weights.length_penalty
+        (state.position_B + 1.0)[:, None], options.length_penalty
     )
     if coverage_BWS is not None:
         penalty_BW = jnp.log(jnp.clip(coverage_BWS, 1e-9, 1.0)).sum(axis=-1)
-        scores_BC += weights.coverage_penalty * penalty_BW[rows_B1, parents_BC]
-    # What is forbidden may be among the candidates where little else is left.
-    kept_BC = ends_BC & first_1C & ~state.done_B[:, None] & (log_probs_BC > _LOWEST / 2)
-    new = Hypotheses(candidates_BCT, jnp.where(kept_BC, scores_BC, _LOWEST), log_probs_BC)
-    both = jax.tree.map(lambda x, y: jnp.concatenate([x, y], axis=1), state.ended, new)
-    log_probs_BW, chosen_BW = jax.lax.top_k(jnp.where(ends_BC, _LOWEST, log_probs_BC), width)
+        scores_BC += options.coverage_penalty * penalty_BW[rows_B1, parents_BC]
+    # Forbidden tokens may be among the candidates where little else is left.
+    kept_BC = ends_BC & first_1C & ~state.done_B[:, None] & (log_probs_BC > NEG_INF / 2)
+    new = Hypotheses(candidates_BCT, jnp.where(kept_BC, scores_BC, NEG_INF), log_probs_BC)
+    both = jax.tree.map(lambda x, y: jnp.concatenate([x, y], axis=1), state.finished, new)
+    log_probs_BW, chosen_BW = jax.lax.top_k(jnp.where(ends_BC, NEG_INF, log_probs_BC), width)
     parents_BW = parents_BC[rows_B1, chosen_BW]
     if width > 1:
         flat_parents = (rows_B1 * width + parents_BW).reshape(-1)
@@ -225,49 +200,50 @@ def _advance_beam(model, state: State, weights: Weights, strategy: Strategy) -> 
         live_BWT=candidates_BCT[rows_B1, chosen_BW],
         log_probs_BW=log_probs_BW,
         coverage_BWS=None if coverage_BWS is None else coverage_BWS[rows_B1, parents_BW],
-        ended=_best(both, width),
+        finished=_best(both, width),
     )
-    return state._replace(done_B=state.done_B | _settled(state, weights, strategy))
+    return state._replace(done_B=state.done_B | _settled(state, options))
 
 
-def _settled(state: State, weights: Weights, strategy: Strategy) -> jax.Array:
-    """[B] whether a sentence's n best ended hypotheses can no longer change."""
-    limit_B = state.demands.limit_B
-    # Log-probabilities only fall, the length penalty forgives most at the limit, and the
-    # coverage penalty forgives nothing.
+def _settled(state: State, options: SearchOptions) -> jax.Array:
+    """[B] whether a sentence's n best finished hypotheses can no longer change."""
+    max_length_B = state.constraints.max_length_B
+    # Log-probabilities only fall, the length penalty is largest at the maximum length, and
+    # the coverage penalty adds nothing.
     bound_B = state.log_probs_BW.max(axis=1) / length_penalty(
-        limit_B.astype(jnp.float32), weights.length_penalty
+        max_length_B.astype(jnp.float32), options.length_penalty
     )
-    settled_B = state.ended.scores[:, strategy.n_best - 1] >= bound_B
-    if strategy.beam_size == 1:
-        settled_B |= state.ended.scores[:, 0] > _LOWEST
-    return settled_B | (limit_B <= state.position_B)
+    settled_B = state.finished.scores[:, options.n_best - 1] >= bound_B
+    if options.beam_size == 1:
+        settled_B |= state.finished.scores[:, 0] > NEG_INF
+    return settled_B | (max_length_B <= state.position_B)
 
 
-def _advance_samples(model, state: State, weights: Weights, strategy: Strategy) -> State:
+def _advance_samples(search: Search, state: State) -> State:
     """One step of W independent hypotheses, each drawn from the model's distribution.
 
     The tokens drawn depend on the sentence's seed, the hypothesis and the position alone.
     """
-    logits_BWV, context, cache, _ = _step(model, state)
-    forbidden_BWV = _forbidden(state, strategy, logits_BWV.shape[-1])
-    tempered_BWV = jnp.where(forbidden_BWV, _LOWEST, logits_BWV / weights.temperature)
-    tempered_BWV = _truncated(tempered_BWV, weights, strategy)
+    options, ids = search.options, search.ids
+    logits_BWV, context, cache, _ = _step(search.model, state)
+    forbidden_BWV = _forbidden(search, state, logits_BWV.shape[-1])
+    tempered_BWV = jnp.where(forbidden_BWV, NEG_INF, logits_BWV / options.temperature)
+    tempered_BWV = _truncated(tempered_BWV, options)
     # The maximum after Gumbel noise is a draw from the softmax.
     noise_BWV = jax.vmap(_gumbel, (0, 0, None))(
-        state.demands.seed_B, state.position_B, tempered_BWV.shape[1:]
+        state.constraints.seed_B, state.position_B, tempered_BWV.shape[1:]
     )
-    _, tokens_BW1 = _top(jnp.where(tempered_BWV > _LOWEST, tempered_BWV + noise_BWV, _LOWEST), 1)
-    running_BW = state.ended.scores == _LOWEST
-    tokens_BW = jnp.where(running_BW, tokens_BW1[..., 0], strategy.pad)
+    _, tokens_BW1 = top_k(jnp.where(tempered_BWV > NEG_INF, tempered_BWV + noise_BWV, NEG_INF), 1)
+    running_BW = state.finished.scores == NEG_INF
+    tokens_BW = jnp.where(running_BW, tokens_BW1[..., 0], ids.pad)
     chosen_BW = jnp.take_along_axis(logits_BWV, tokens_BW1, axis=-1)[..., 0]
     gains_BW = chosen_BW - jax.nn.logsumexp(logits_BWV, axis=-1)
     log_probs_BW = jnp.where(running_BW, state.log_probs_BW + gains_BW, state.log_probs_BW)
     live_BWT = _with_token(state.live_BWT, state.position_B, tokens_BW)
-    penalty_B1 = length_penalty((state.position_B + 1.0)[:, None], weights.length_penalty)
-    ends_BW = running_BW & (tokens_BW == strategy.eos)
-    scores_BW = jnp.where(ends_BW, log_probs_BW / penalty_B1, state.ended.scores)
-    position_B = state.position_B + 1
+    penalty_B1 = length_penalty((state.position_B + 1.0)[:, None], options.length_penalty)
+    ends_BW = running_BW & (tokens_BW == ids.eos)
+    scores_BW = jnp.where(ends_BW, log_probs_BW / penalty_B1, state.finished.scores)
+    position_B, max_length_B = state.position_B + 1, state.constraints.max_length_B
     return state._replace(
         position_B=position_B,
         context=context,
@@ -275,10 +251,8 @@ def _advance_samples(model, state: State, weights: Weights, strategy: Strategy) 
         token_BW=tokens_BW,
         live_BWT=live_BWT,
         log_probs_BW=log_probs_BW,
-        ended=Hypotheses(live_BWT, scores_BW, log_probs_BW),
-        done_B=(
-            state.done_B | (scores_BW > _LOWEST).all(axis=1) | (state.demands.limit_B <= position_B)
-        ),
+        finished=Hypotheses(live_BWT, scores_BW, log_probs_BW),
+        done_B=state.done_B | (scores_BW > NEG_INF).all(axis=1) | (max_length_B <= position_B),
     )
 
 
@@ -288,7 +262,7 @@ def _gumbel(seed: jax.Array, position: jax.Array, shape: tuple[int, ...]) -> jax
 
 
 def _step(model, state: State):
-    """The model's step: logits [B, W, V], context, cache, and the new coverage if it is kept."""
+    """The model's step: logits [B, W, V], context, cache, and the new coverage, if it counts."""
     arguments = state.context, state.cache, state.token_BW, state.position_B
     if state.coverage_BWS is None:
         return *model.step(*arguments), None
@@ -296,39 +270,35 @@ def _step(model, state: State):
     return logits_BWV, context, cache, state.coverage_BWS + weights_LBHWS.mean(axis=(0, 2))
 
 
-def _forbidden(state: State, strategy: Strategy, vocab_size: int) -> jax.Array:
-    """[B, W, V] which tokens may not come next.
+def _forbidden(search: Search, state: State, vocab_size: int) -> jax.Array:
+    """[B, W, V] whether a token may not come next.
 
-    Never padding, a second start or the unknown symbol, which says nothing; no end before the
-    shortest length; at a sentence's last place only the end; no n-gram again; and where a
-    prefix is given, nothing but that.
+    Padding, BOS and the unknown token never may; EOS not before the minimum length; at a
+    sentence's last position only EOS may; no n-gram again; inside a prefix nothing but that.
     """
-    word_11V = jnp.arange(vocab_size)[None, None]
-    demands, position_B = state.demands, state.position_B
-    last_B11, early_B11 = (
-        x_B[:, None, None]
-        for x_B in (position_B >= demands.limit_B - 1, position_B < demands.least_B - 1)
-    )
-    ends_11V = word_11V == strategy.eos
-    never = (strategy.pad, strategy.bos, strategy.unk)
-    forbidden_BWV = jnp.isin(word_11V, jnp.array(never))
+    token_11V = jnp.arange(vocab_size)[None, None]
+    constraints, position_B, ids = state.constraints, state.position_B, search.ids
+    last_B11 = (position_B >= constraints.max_length_B - 1)[:, None, None]
+    early_B11 = (position_B < constraints.min_length_B - 1)[:, None, None]
+    ends_11V = token_11V == ids.eos
+    forbidden_BWV = jnp.isin(token_11V, jnp.array((ids.pad, ids.bos, ids.unk)))
     forbidden_BWV = forbidden_BWV | (early_B11 & ends_11V) | (last_B11 & ~ends_11V)
-    if strategy.no_repeat_ngram:
-        forbidden_BWV |= ~ends_11V & _repeats(state, strategy, vocab_size)
+    if search.options.no_repeat_ngram:
+        repeats_BWV = _repeats(state, search.options.no_repeat_ngram, vocab_size)
+        forbidden_BWV |= ~ends_11V & repeats_BWV
         # Where nothing else is left, it ends, however short it is.
         forbidden_BWV &= ~(ends_11V & forbidden_BWV.all(axis=-1, keepdims=True))
-    forced_B = jnp.take_along_axis(demands.prefix_BT, position_B[:, None], axis=1, mode="clip")
-    forced_B11 = forced_B[:, :, None]
-    return jnp.where(forced_B11 != strategy.pad, word_11V != forced_B11, forbidden_BWV)
+    prefix_B = jnp.take_along_axis(constraints.prefix_BT, position_B[:, None], axis=1, mode="clip")
+    prefix_B11 = prefix_B[:, :, None]
+    return jnp.where(prefix_B11 != ids.pad, token_11V != prefix_B11, forbidden_BWV)
 
 
-def _repeats(state: State, strategy: Strategy, vocab_size: int) -> jax.Array:
-    """[B, W, V] which tokens would end an n-gram that the hypothesis has already."""
-    length, live_BWT = strategy.no_repeat_ngram - 1, state.live_BWT
-    max_length = live_BWT.shape[-1]
-    places_T = jnp.arange(max_length)
-    # Token t ends an n-gram like the one to come if the n - 1 before it are the last n - 1.
-    same_BT = (places_T >= length)[None] & (places_T[None] < state.position_B[:, None])
+def _repeats(state: State, n: int, vocab_size: int) -> jax.Array:
+    """[B, W, V] whether a token would repeat an n-gram of its hypothesis."""
+    length, live_BWT = n - 1, state.live_BWT
+    positions_T = jnp.arange(live_BWT.shape[-1])
+    # A token repeats if the n - 1 before an earlier position of it are also the last n - 1.
+    same_BT = (positions_T >= length)[None] & (positions_T[None] < state.position_B[:, None])
     same_BWT = jnp.broadcast_to(same_BT[:, None], live_BWT.shape)
     for back in range(1, length + 1):
         last_B11 = jnp.maximum(state.position_B - back, 0)[:, None, None]
@@ -340,20 +310,20 @@ def _repeats(state: State, strategy: Strategy, vocab_size: int) -> jax.Array:
     return repeats_BWV.at[rows_B11, beams_1W1, live_BWT].max(same_BWT)
 
 
-def _truncated(logits_BWV: jax.Array, weights: Weights, strategy: Strategy) -> jax.Array:
-    """Logits with all but the top k and the nucleus at the lowest value."""
-    if not strategy.top_k and not strategy.nucleus:
+def _truncated(logits_BWV: jax.Array, options: SearchOptions) -> jax.Array:
+    """Logits, `NEG_INF` outside the top k and the nucleus (Holtzman et al. 2020)."""
+    if not options.top_k and options.top_p is None:
         return logits_BWV
     vocab_size = logits_BWV.shape[-1]
-    best_BWC, _ = _top(logits_BWV, min(strategy.top_k or vocab_size, vocab_size))
-    least_BW1 = best_BWC[..., -1:]
-    if strategy.nucleus:
+    best_BWC, _ = top_k(logits_BWV, min(options.top_k or vocab_size, vocab_size))
+    threshold_BW1 = best_BWC[..., -1:]
+    if options.top_p is not None:
         probability_BWC = jax.nn.softmax(best_BWC, axis=-1)
-        # What comes before the token, so that the most probable is always in.
+        # Without the token itself, so that the most probable is always inside.
         before_BWC = jnp.cumsum(probability_BWC, axis=-1) - probability_BWC
-        inside_BWC = (before_BWC < weights.top_p).at[..., 0].set(True)
-        least_BW1 = jnp.where(inside_BWC, best_BWC, jnp.inf).min(axis=-1, keepdims=True)
-    return jnp.where(logits_BWV >= least_BW1, logits_BWV, _LOWEST)
+        inside_BWC = (before_BWC < options.top_p).at[..., 0].set(True)
+        threshold_BW1 = jnp.where(inside_BWC, best_BWC, jnp.inf).min(axis=-1, keepdims=True)
+    return jnp.where(logits_BWV >= threshold_BW1, logits_BWV, NEG_INF)
 
 
 def _with_token(tokens_BWT: jax.Array, position_B: jax.Array, token_BW: jax.Array) -> jax.Array:
@@ -364,40 +334,37 @@ def _with_token(tokens_BWT: jax.Array, position_B: jax.Array, token_BW: jax.Arra
 def _continuations(logits_BWV: jax.Array, forbidden_BWV: jax.Array, log_probs_BW: jax.Array):
     """The 2W best (hypothesis, token) of each sentence: log-probs, hypotheses, tokens [B, C].
 
-    Two rounds, over the vocabulary and then over the beam, so that what the second sorts is
-    small. The probabilities are the model's, whatever is forbidden.
+    First over the vocabulary, then over the beam, so that the second sort is small. The
+    probabilities are the model's, whatever is forbidden.
     """
     batch, width, vocab_size = logits_BWV.shape
     count, count_each = 2 * width, min(2 * width, vocab_size)
     total_BW1 = jax.nn.logsumexp(logits_BWV, axis=-1, keepdims=True)
-    best_BWC, tokens_BWC = _top(jnp.where(forbidden_BWV, _LOWEST, logits_BWV), count_each)
+    best_BWC, tokens_BWC = top_k(jnp.where(forbidden_BWV, NEG_INF, logits_BWV), count_each)
     flat = (best_BWC - total_BW1 + log_probs_BW[:, :, None]).reshape(batch, -1)
-    # A tiny vocabulary has fewer continuations than asked for: the rest are impossible.
+    # A tiny vocabulary has fewer than 2W continuations: the rest are impossible.
     missing = max(count - flat.shape[1], 0)
-    flat = jnp.pad(flat, ((0, 0), (0, missing)), constant_values=_LOWEST)
+    flat = jnp.pad(flat, ((0, 0), (0, missing)), constant_values=NEG_INF)
     tokens = jnp.pad(tokens_BWC.reshape(batch, -1), ((0, 0), (0, missing)))
     log_probs_BC, index_BC = jax.lax.top_k(flat, count)
     parents_BC = jnp.minimum(index_BC // count_each, width - 1)
     tokens_BC = jnp.take_along_axis(tokens, index_BC, axis=1)
-    return jnp.maximum(log_probs_BC, _LOWEST), parents_BC, tokens_BC
+    return jnp.maximum(log_probs_BC, NEG_INF), parents_BC, tokens_BC
 
 
-def _top(x_BWV: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
-    """The `count` largest of the last axis, as `jax.lax.top_k`, several times faster.
-
-    The largest are in those blocks whose maxima are largest: only these are sorted.
-    """
+def top_k(x_BWV: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
+    """As `jax.lax.top_k`, several times faster: sorts only the blocks with the largest maxima."""
     vocab_size = x_BWV.shape[-1]
     if vocab_size <= _BLOCK * count:
         return jax.lax.top_k(x_BWV, count)
-    # A length that divides the vocabulary, where there is one, saves a padded copy.
+    # A length that divides the vocabulary saves a padded copy.
     divisors = [n for n in range(_BLOCK // 2, 2 * _BLOCK) if vocab_size % n == 0]
     block = min(divisors or [_BLOCK], key=lambda n: abs(n - _BLOCK))
     padding = ((0, 0), (0, 0), (0, -vocab_size % block))
-    padded = jnp.pad(x_BWV, padding, constant_values=_LOWEST) if not divisors else x_BWV
+    padded = jnp.pad(x_BWV, padding, constant_values=NEG_INF) if not divisors else x_BWV
     blocks = padded.reshape(*x_BWV.shape[:-1], -1, block)
     _, block_BWC = jax.lax.top_k(blocks.max(axis=-1), count)
-    # In the order of the vocabulary, so that of equals the first is taken.
+    # In the vocabulary's order, so that the first of equals is taken.
     block_BWC = jnp.sort(block_BWC, axis=-1)
     within = jnp.take_along_axis(blocks, block_BWC[..., None], axis=-2)
     best_BWC, index_BWC = jax.lax.top_k(within.reshape(*x_BWV.shape[:-1], -1), count)
@@ -406,7 +373,7 @@ def _top(x_BWV: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
 
 
 def _best(hypotheses: Hypotheses, count: int) -> Hypotheses:
-    """The best by score; of equals, the earlier."""
+    """The best by score; the earlier of equals."""
     _, index_BN = jax.lax.top_k(hypotheses.scores, count)
     rows_B1 = jnp.arange(index_BN.shape[0])[:, None]
     return jax.tree.map(lambda x: x[rows_B1, index_BN], hypotheses)

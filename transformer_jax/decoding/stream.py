@@ -18,6 +18,7 @@ from tqdm import tqdm
 from transformer_jax.data.corpora import language_tag, raw_lines, text_of_line
 from transformer_jax.data.vocabulary import UNK, Vocabulary
 from transformer_jax.decoding.alignment import Alignment
+from transformer_jax.decoding.options import SearchOptions
 from transformer_jax.decoding.translator import Hypothesis, Score, Translation, Translator
 
 if TYPE_CHECKING:
@@ -203,13 +204,13 @@ def translate_lines(
     translator: Translator,
     groups: Iterable[Sequence[str]],
     writer: Writer,
+    options: SearchOptions | None = None,
     *,
     name: str,
     prefixes: Iterator[str] | str = "",
     align: dict[str, Any] | None = None,
     attention: "AttentionLines | None" = None,
     progress: bool = False,
-    **options: Any,
 ) -> None:
     """Writes the translation of each line, in order; with alignments, a group at a time.
 
@@ -228,7 +229,7 @@ def translate_lines(
       ValueError: a line has no prefix, after those before it are written.
     """
     done, told = 0, False
-    n_best = translator.options(**options).n_best
+    n_best = translator.resolved(options).n_best
     each = not isinstance(prefixes, str)
 
     def left_out(index: int, error: ValueError) -> None:
@@ -243,7 +244,7 @@ def translate_lines(
             found: dict[int, Translation] = {}
             written, unknown = 0, []
             for index, translation in translator.stream(
-                lines, prefixes=beginnings, on_bad_prefix=left_out, **options
+                lines, options, prefixes=beginnings, on_bad_prefix=left_out
             ):
                 bar.update()
                 found[index] = translation
@@ -257,7 +258,7 @@ def translate_lines(
                     written += 1
                 writer.output.flush()
             if align is not None:
-                _write_aligned(translator, group, found, writer, n_best, align | options)
+                _write_aligned(translator, group, found, writer, n_best, options, align)
             if unknown and not told:
                 first, told = min(unknown), True
                 source = writer.vocabulary.source_text(lines[first])
@@ -269,11 +270,11 @@ def translate_lines(
         logger.warning("there are more prefixes than lines: %d were used", done)
 
 
-def _write_aligned(translator, group, found, writer: Writer, n_best: int, options: dict) -> None:
+def _write_aligned(translator, group, found, writer: Writer, n_best, options, align) -> None:
     """Writes the translations of a group with the alignment of each hypothesis."""
     hypotheses = [h for index in range(len(found)) for h in found[index].hypotheses]
     sources = [text for i, text in zip(range(len(found)), group) for _ in found[i].hypotheses]
-    alignments = iter(translator.align(sources, hypotheses, **options))
+    alignments = iter(translator.align(sources, hypotheses, options, **align))
     for index, text in zip(range(len(found)), group):
         its = list(islice(alignments, len(found[index].hypotheses)))
         writer.translation(text, found[index], its, n_best=n_best)
@@ -291,10 +292,10 @@ def score_pairs(
     translator: Translator,
     groups: Iterable[Sequence[tuple[str, str | None]]],
     writer: Writer,
+    options: SearchOptions | None = None,
     *,
     name: str,
     align: dict[str, Any] | None = None,
-    **options: Any,
 ) -> None:
     """Writes the scores of given translations, in order.
 
@@ -306,11 +307,11 @@ def score_pairs(
     done, told = 0, False
     for group in groups:
         pairs = [(source, target) for source, target in group if target is not None]
-        scores = iter(translator.score(pairs, **options))
+        scores = iter(translator.score(pairs, options))
         alignments = iter(())
         if align is not None:
             sources, targets = ([pair[side] for pair in pairs] for side in (0, 1))
-            alignments = iter(translator.align(sources, targets, **align, **options))
+            alignments = iter(translator.align(sources, targets, options, **align))
         for number, (source, target) in enumerate(group, done + 1):
             if target is None:
                 error = "no tab between source and target"

@@ -15,8 +15,8 @@ from transformer_jax.decoding import alignment, engine
 from transformer_jax.decoding.alignment import Alignment
 from transformer_jax.decoding.engine import Models, Sentence
 from transformer_jax.decoding.forced import forced
-from transformer_jax.decoding.options import SearchOptions, takes_options
-from transformer_jax.decoding.search import NONE, Hypotheses
+from transformer_jax.decoding.options import SearchOptions
+from transformer_jax.decoding.search import NEG_INF, Hypotheses
 from transformer_jax.devices import replicate
 
 
@@ -97,10 +97,7 @@ class Attention(NamedTuple):
 
 
 class Translator:
-    """Translates lines of text with a model, or several, by the settings of the first's config.
-
-    Options, in all its methods, are those of `SearchOptions`.
-    """
+    """Translates lines of text with a model, or several, by the settings of the first's config."""
 
     def __init__(self, models: Models, vocabulary: Vocabulary, config: Config):
         """From models whose parameters are replicated, their vocabulary, and a run's config."""
@@ -148,15 +145,14 @@ class Translator:
         graphdefs, params = zip(*(run[2:] for run in runs))
         return cls(Models(graphdefs, tuple(map(replicate, params))), vocabulary, config)
 
-    @takes_options
     def translate(
         self,
         lines: str | Iterable[str],
+        options: SearchOptions | None = None,
         *,
         prefixes: str | Iterable[str] = "",
         limits: Iterable[int] = (),
         on_progress: Callable[[int], None] = lambda sentences: None,
-        **options: Any,
     ) -> Translation | list[Translation]:
         """The translation of each line, in order, or of the only one.
 
@@ -165,34 +161,32 @@ class Translator:
           prefixes: beginnings that the translations must have, one a line, or one for all.
           limits: further limits of the translations' tokens, one a line, or none.
           on_progress: called with the number of lines finished since its last call.
-          **options: of `SearchOptions`.
         """
         found = {}
         texts = [lines] if isinstance(lines, str) else lines
-        stream = self.stream(texts, prefixes=prefixes, limits=limits, **options)
+        stream = self.stream(texts, options, prefixes=prefixes, limits=limits)
         for index, translation in stream:
             found[index] = translation
             on_progress(1)
         return found[0] if isinstance(lines, str) else [found[i] for i in range(len(found))]
 
-    @takes_options
     def stream(
         self,
         lines: Iterable[str],
+        options: SearchOptions | None = None,
         *,
         prefixes: str | Iterable[str] = "",
         limits: Iterable[int] = (),
         on_bad_prefix: Callable[[int, ValueError], None] | None = None,
-        **options: Any,
     ) -> Iterator[tuple[int, Translation]]:
         """As `translate`, but each translation with its line's index as soon as it is found.
 
         Args:
-          lines, prefixes, limits, options: as `translate` takes them.
+          lines, options, prefixes, limits: as `translate` takes them.
           on_bad_prefix: called with a line's index and what is wrong with its prefix, where its
             translation is left empty; None = an error.
         """
-        search = self.options(**options)
+        search = self.resolved(options)
         lines = _checked("lines", lines)
         if isinstance(prefixes, str):
             prefixes = [prefixes] * len(lines)
@@ -218,16 +212,7 @@ class Translator:
                 continue
             numbers.append(index)
             sentences.append(sentence)
-        found = engine.translate(
-            self.models,
-            sentences,
-            search.strategy,
-            search.weights,
-            rows=search.rows,
-            longest=search.max_length,
-            limit_of=search.limit,
-        )
-        for number, hypotheses in found:
+        for number, hypotheses in engine.translate(self.models, sentences, search):
             index = numbers[number]
             truncated = len(ids[index]) > search.max_length
             unknown = sentences[number].source.count(UNK)
@@ -241,7 +226,7 @@ class Translator:
         if len(source) == 1:
             return None
         cut = _cut(source, search.max_length)
-        limit, least = search.limit(len(cut), len(prefix_ids)), search.least(len(cut))
+        limit, least = search.max_tokens(len(cut), len(prefix_ids)), search.min_tokens(len(cut))
         if most is not None:
             limit = max(min(limit, most), least)
         if len(prefix_ids) >= limit:
@@ -252,34 +237,38 @@ class Translator:
         seed = zlib.crc32(np.array(source, np.int32).tobytes(), search.seed)
         return Sentence(cut, limit, least, prefix_ids, seed)
 
-    @takes_options
-    def options(self, **options: Any) -> SearchOptions:
-        """The options, with the run's config filled in; ValueError on what cannot be."""
-        search = SearchOptions(**options).resolved(self.config.decoding)
-        if search.coverage_penalty:
+    def resolved(self, options: SearchOptions | None = None) -> SearchOptions:
+        """The options with the run's defaults filled in; TypeError or ValueError on bad ones."""
+        _check("options", options, SearchOptions | None, "SearchOptions")
+        search = (options or SearchOptions()).resolved(self.config.decoding)
+        if search.coverage_penalty is not None:
             self.check_attention()
         return search
 
-    @takes_options
     def check(
-        self, *, prefix: str = "", align: dict[str, Any] | None = None, **options: Any
+        self,
+        options: SearchOptions | None = None,
+        *,
+        prefix: str = "",
+        align: dict[str, Any] | None = None,
     ) -> None:
         """ValueError, in one sentence, on options (also those of `align`) that cannot be."""
-        self.prefix_ids(prefix, self.options(**options).max_length)
+        self.prefix_ids(prefix, self.resolved(options).max_length)
         if align is not None:
             self.check_attention(align.get("layer"), align.get("head"))
 
-    @takes_options
     def score(
-        self, pairs: tuple[str, str] | Iterable[tuple[str, str]], **options: Any
+        self,
+        pairs: tuple[str, str] | Iterable[tuple[str, str]],
+        options: SearchOptions | None = None,
     ) -> Score | list[Score]:
         """Log-probabilities of given translations: of each (source, target) pair, or of one.
 
         Sides of more than `max_length` tokens are cut.
         """
         if isinstance(pairs, tuple) and len(pairs) == 2 and isinstance(pairs[0], str):
-            return self.score([pairs], **options)[0]
-        search = self.options(**options)
+            return self.score([pairs], options)[0]
+        search = self.resolved(options)
         pairs = _checked("pairs", pairs, list | tuple, "a pair (source, target) of texts")
         for index, pair in enumerate(pairs):
             if len(pair) != 2:
@@ -298,16 +287,15 @@ class Translator:
             )
         return scores
 
-    @takes_options
     def align(
         self,
         sources: str | Iterable[str],
         targets: str | Hypothesis | Iterable[str | Hypothesis],
+        options: SearchOptions | None = None,
         *,
         layer: int | None = None,
         head: int | None = None,
         skip: int = 0,
-        **options: Any,
     ) -> Alignment | list[Alignment]:
         """The word alignment of each source with its target, or of one, by cross attention.
 
@@ -318,9 +306,8 @@ class Translator:
           skip: words in front of each source that are left out, such as a language's tag.
         """
         if isinstance(sources, str) and isinstance(targets, str | Hypothesis):
-            options |= {"layer": layer, "head": head, "skip": skip}
-            return self.align([sources], [targets], **options)[0]
-        search = self.options(**options)
+            return self.align([sources], [targets], options, layer=layer, head=head, skip=skip)[0]
+        search = self.resolved(options)
         self.check_attention(layer, head)
         sources, targets = _checked("sources", sources), _checked("targets", targets, *_TARGET)
         if len(sources) != len(targets):
@@ -338,20 +325,22 @@ class Translator:
             alignments[index] = alignment.align(self.vocabulary, *ids[index], cross_TS, skip)
         return alignments
 
-    @takes_options
     def attention(
-        self, source: str, target: str | Hypothesis | None = None, **options: Any
+        self,
+        source: str,
+        target: str | Hypothesis | None = None,
+        options: SearchOptions | None = None,
     ) -> Attention:
         """All attention of one sentence with a target, or with its translation.
 
         Raises:
           ValueError: the model has no attention, or a side has more tokens than `max_length`.
         """
-        search = self.options(**options)
+        search = self.resolved(options)
         self.check_attention()
         _check("source", source, str, "text")
         if target is None:
-            target = self.translate(source, **options).hypotheses[0]
+            target = self.translate(source, options).hypotheses[0]
         _check("target", target, *_TARGET)
         ids, (truncated,) = self._encoded_pairs([(source, target)], search.max_length)
         if truncated:
@@ -371,7 +360,7 @@ class Translator:
         return [
             Hypothesis(self.vocabulary.decode(ids), float(score), float(log_prob), ids)
             for tokens, score, log_prob in zip(*hypotheses)
-            if score > NONE / 2
+            if score > NEG_INF / 2
             for ids in [tuple(tokens[: int(np.argmax(tokens == EOS))].tolist())]
         ]
 

@@ -18,6 +18,7 @@ from transformer_jax.figures.labels import begins_word, label, right_to_left, te
 from transformer_jax.storage import atomic_write
 
 if TYPE_CHECKING:
+    from transformer_jax.decoding.options import SearchOptions
     from transformer_jax.decoding.translator import Attention, Hypothesis, Translator
 
 logger = logging.getLogger(__name__)
@@ -105,18 +106,20 @@ def check_page(path: str, taken: Mapping[str, str | int]) -> None:
 class AttentionLines:
     """Collects lines with their translations, and writes the page of their attention."""
 
-    def __init__(self, translator: "Translator", *, name: str, max_length: int | None = None):
+    def __init__(
+        self, translator: "Translator", *, name: str, options: "SearchOptions | None" = None
+    ):
         """
         Args:
           translator: of the lines.
           name: where the lines are from, for warnings.
-          max_length: as of `SearchOptions`.
+          options: of their translation.
 
         Raises:
           ValueError: the model has no attention.
         """
         translator.check_attention()
-        self._translator, self._name, self._max_length = translator, name, max_length
+        self._translator, self._name, self._options = translator, name, options
         self._pairs: dict[int, tuple[str, Hypothesis]] = {}
         self._warned = False
 
@@ -143,7 +146,7 @@ class AttentionLines:
         """Line by line: that of all lines together may not fit in memory."""
         for number, (source, hypothesis) in sorted(self._pairs.items()):
             try:
-                yield self._translator.attention(source, hypothesis, max_length=self._max_length)
+                yield self._translator.attention(source, hypothesis, self._options)
             except ValueError as error:
                 message = "%s, line %d: %s; left out of the page of attention"
                 logger.warning(message, self._name, number, error)
