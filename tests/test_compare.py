@@ -1,10 +1,14 @@
-"""python -m transformer_jax.compare as a process: a run that fails, going on, bad input."""
+"""Comparisons from configs to report: a run that fails, going on, bad input, as a process."""
 
 import json
 import re
 
 import pytest
 from commands import run, start
+
+from transformer_jax.compare import comparison
+from transformer_jax.compare.children import ChildError
+from transformer_jax.compare.comparison import Budget, compare
 
 CONFIG = """
 from transformer_jax.config import Config
@@ -33,7 +37,23 @@ COSTS = [
     {"layer": "lstm", "n": n, "d": 8, "seconds": n, "bytes": n, "operations": n, "steps": n}
     for n in (1, 2)
 ]
-TOKENS = "--target_tokens=1000"
+BUDGET = Budget(target_tokens=1000)
+NAMES = ("lstm_dot", "rnn_dot", "transformer")
+
+
+def in_this_process(function, *arguments):
+    try:
+        return function(*arguments)
+    except ValueError as error:
+        raise ChildError(str(error)) from None
+
+
+@pytest.fixture(scope="module", autouse=True)
+def without_children():
+    """A new process for each run would take most of the time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(comparison, "in_child", in_this_process)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -43,42 +63,27 @@ def config(home):
     return path
 
 
-def compare(home, workdir, config, names, *flags):
-    configs = ",".join(f"{config}:{name}" for name in names)
-    return run(
-        home,
-        "-m",
-        "transformer_jax.compare",
-        f"--workdir={workdir}",
-        f"--configs={configs}",
-        *flags,
-    )
-
-
 @pytest.fixture(scope="module")
-def compared(home, config):
-    """A comparison of which one run fails, and what its process left."""
-    workdir = home / "comparison"
-    names = ("lstm_dot", "rnn_dot", "transformer")
-    return workdir, names, compare(home, workdir, config, names, TOKENS)
+def compared(tmp_path_factory, config):
+    """The workdir of a comparison of which one run fails, and what it returned."""
+    workdir = tmp_path_factory.mktemp("comparison")
+    return workdir, compare([f"{config}:{name}" for name in NAMES], workdir, BUDGET)
 
 
 def test_the_others_go_on_where_a_run_fails_and_the_report_says_it(compared):
-    workdir, names, done = compared
-    assert done.returncode == 1, done.stderr
-    runs = json.loads((workdir / "comparison.json").read_text())["runs"]
-    assert [one["name"] for one in runs] == list(names)
+    workdir, made = compared
+    assert json.loads((workdir / "comparison.json").read_text()) == made
+    runs = made["runs"]
+    assert [one["name"] for one in runs] == list(NAMES)
     assert [one["status"] for one in runs] == ["done", "failed", "done"]
-    assert "is not finite" in runs[1]["error"] and "is not finite" in done.stdout
-    assert "lstm_dot: BLEU undefined (no reference has 4 tokens), chrF " in done.stdout
+    assert "is not finite" in runs[1]["error"]
     page = (workdir / "report.html").read_text()
-    assert "is not finite" in page and all(name in page for name in names)
-    assert "Traceback" not in done.stderr
+    assert "is not finite" in page and all(name in page for name in NAMES)
 
 
 def test_the_report_has_all_that_was_measured(compared):
-    comparison = json.loads((compared[0] / "comparison.json").read_text())
-    first, _, last = comparison["runs"]
+    made = compared[1]
+    first, _, last = made["runs"]
     assert first["target_tokens"] == pytest.approx(1000, rel=0.15)
     assert first["updates"] == last["updates"]
     for one in (first, last):
@@ -94,32 +99,28 @@ def test_the_report_has_all_that_was_measured(compared):
             for row in attention["weights"]:
                 assert len(row) == len(attention["source_tokens"])
                 assert sum(row) == pytest.approx(1, abs=0.01)
-    (test,) = comparison["significance"]
+    (test,) = made["significance"]
     assert (test["first"], test["second"]) == ("lstm_dot", "transformer")
-    assert comparison["layer_costs"] == [] and comparison["initial_gradients"] == {}
+    assert made["layer_costs"] == [] and made["initial_gradients"] == {}
 
 
 @pytest.fixture(scope="module")
 def compared_again(home, config, compared):
-    """The same with other runs, one of them on fewer pairs, and the failed one left out."""
-    workdir, _, _ = compared
-    before = json.loads((workdir / "comparison.json").read_text())
+    """The same with another run, also on fewer pairs, and with probes."""
+    workdir, before = compared
     probes = home / "probes.jsonl"
     lines = {"initial_gradients": {"LSTM": [1.0, 0.5]}, "gradient_by_distance": {"lstm": [2, 1]}}
     probes.write_text(f"{json.dumps(lines)}\n{json.dumps({'layer_costs': COSTS})}\n")
-    flags = TOKENS, "--pairs=60", f"--probes={probes}"
-    done = compare(home, workdir, config, ("lstm_dot", "lstm"), *flags)
-    assert done.returncode == 0, done.stderr
-    return workdir, before, json.loads((workdir / "comparison.json").read_text())
+    configs = [f"{config}:{name}" for name in ("lstm_dot", "lstm")]
+    return workdir, before, compare(configs, workdir, BUDGET, pairs=[60], probes=probes)
 
 
-@pytest.mark.slow
 def test_the_same_command_goes_on_and_measures_nothing_twice(compared_again):
     workdir, before, after = compared_again
-    assert after["runs"][0] == before["runs"][0]
-    assert after["layer_costs"] == COSTS and after["initial_gradients"] == {"LSTM": [1.0, 0.5]}
-    gradients = [one.get("gradient_by_distance") for one in after["runs"]]
+    gradients = [one.pop("gradient_by_distance") for one in after["runs"]]
     assert gradients == [None, [2, 1], None, None]
+    assert after["layer_costs"] == COSTS and after["initial_gradients"] == {"LSTM": [1.0, 0.5]}
+    assert before["runs"][0] == after["runs"][0] | {"gradient_by_distance": None}
     assert [(one["name"], one["pairs"], one["limited"]) for one in after["runs"]] == [
         ("lstm_dot", 300, False),
         ("lstm", 300, False),
@@ -147,36 +148,86 @@ def test_a_model_without_attention_is_asked_for_it_in_vain(home, compared_again,
     assert not list(tmp_path.iterdir())
 
 
+def test_another_test_corpus_is_translated_anew(home, config, compared):
+    """And not scored with the translations of the one before."""
+    workdir, before = compared
+    for language, lines in (("en", "two\nnine\n"), ("de", "zwei\nneun\n")):
+        (home / f"other.{language}").write_text(lines)
+    override = f"data.test=text:{home / 'other'}"
+    after = compare([f"{config}:lstm_dot"], workdir, BUDGET, overrides=[override])
+    assert after["test"]["sentences"] == 2
+    shown = {sample["source"] for sample in after["runs"][0]["samples"]}
+    assert shown == {"two", "nine"}
+    losses = [[p["loss"] for p in x["runs"][0]["loss_curve"]] for x in (before, after)]
+    assert losses[0] == losses[1]  # nothing was trained again
+
+
+def test_a_tag_that_the_vocabulary_lacks_is_told_before_training(home, config, tmp_path):
+    for language in ("en", "fr"):
+        (home / f"french.{language}").write_text("un\n")
+    overrides = ["data.language_tags=true", f"data.test=text:{home / 'french'}@en-fr"]
+    made = compare([f"{config}:lstm_dot"], tmp_path, BUDGET, overrides=overrides)
+    assert "the vocabulary has no symbol <2fr>" in made["runs"][0]["error"]
+    assert not (tmp_path / "lstm_dot").exists()
+
+
 @pytest.mark.parametrize(
-    ("names", "flags", "told"),
+    ("budget", "options", "told"),
     [
-        (["lstm"], [], "one of --target_tokens and --train_seconds"),
-        (["lstm"], [TOKENS, "--train_seconds=5"], "one of --target_tokens and --train_seconds"),
-        (["lstm"], [TOKENS, "--pairs=many"], "'many' is not a whole number"),
-        (["lstm"], [TOKENS, "--override=data.batching=packed"], "cannot read several pairs"),
-        (["lstm"], [TOKENS, "--override=data.test=text:nowhere"], "nowhere.en"),
-        (["lstm"], [TOKENS, f"--probes={__file__}"], "is not a line of JSON"),
-        (["lstm_dot"], ["--target_tokens=999"], "with --target_tokens=1000, not"),
-        (["lstm_dot"], [TOKENS, "--override=seed=1"], "trained with another config"),
+        (BUDGET, {"overrides": ["data.test=text:nowhere"]}, "nowhere.en"),
+        (BUDGET, {"overrides": ["data.test=numbers:0-9,numbers:0-9@de-zh"]}, "de and zh: expected"),
+        (BUDGET, {"overrides": ["seed=1"]}, "a run of another config: config.seed: 0 -> 1"),
+        (BUDGET, {"probes": __file__}, "is not a line of JSON"),
+        (Budget(999), {}, '"target_tokens": 1000, .*not .*"target_tokens": 999, .* choose another'),
+        (Budget(0, 5.0), {}, "choose another --workdir"),
+        (BUDGET, {"overrides": ["data.tokens_per_batch=0"]}, "tokens_per_batch"),
     ],
 )
-def test_bad_input_gets_one_sentence_and_changes_nothing(
-    home, config, compared, names, flags, told
-):
-    workdir, _, _ = compared
-    before = (workdir / "comparison.json").read_bytes()
-    done = compare(home, workdir, config, names, *flags)
+def test_bad_input_gets_one_sentence_and_changes_nothing(config, compared, budget, options, told):
+    workdir, _ = compared
+    before = {path: path.stat().st_mtime_ns for path in workdir.rglob("[!.]*")}
+    with pytest.raises((ValueError, OSError), match=told):
+        compare([f"{config}:lstm_dot"], workdir, budget, **options)
+    assert {path: path.stat().st_mtime_ns for path in workdir.rglob("[!.]*")} == before
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        ([], "one of --target_tokens and --train_seconds"),
+        (["--target_tokens=9", "--train_seconds=5"], "one of --target_tokens and --train_seconds"),
+        (["--target_tokens=9", "--pairs=many"], "'many' is not a whole number"),
+    ],
+)
+def test_flags_are_checked_first(home, config, tmp_path, flags, told):
+    flags = [f"--workdir={tmp_path / 'new'}", f"--configs={config}:lstm", *flags]
+    done = run(home, "-m", "transformer_jax.compare", *flags)
     assert done.returncode in (1, 2) and done.stdout == ""
     (line,) = done.stderr.splitlines()
     assert line.startswith("error: ") and told in line
-    assert (workdir / "comparison.json").read_bytes() == before
+    assert not (tmp_path / "new").exists()
 
 
-def test_sigterm_saves_and_the_same_command_goes_on(home, config, tmp_path):
+def test_a_run_that_no_comparison_trained_is_not_taken_over(config, compared, tmp_path):
+    """It may have had any budget."""
+    (tmp_path / "lstm_dot").symlink_to(compared[0] / "lstm_dot")
+    with pytest.raises(ValueError, match="says nothing of .*lstm_dot, which is there"):
+        compare([f"{config}:lstm_dot"], tmp_path, BUDGET)
+    assert not (tmp_path / "budget.json").exists()
+
+
+def test_a_damaged_budget_is_told(config, tmp_path):
+    (tmp_path / "budget.json").write_text("{")
+    with pytest.raises(ValueError, match="budget.json says {, not "):
+        compare([f"{config}:gru"], tmp_path, BUDGET)
+
+
+def test_sigterm_saves_and_the_same_command_goes_on_to_the_end(home, config, tmp_path):
     command = (
-        "-m", "transformer_jax.compare", f"--workdir={tmp_path}", f"--configs={config}:gru",
-        "--target_tokens=200000", "--override=training.log_every=2",
-    )  # fmt: skip
+        *("-m", "transformer_jax.compare", f"--workdir={tmp_path}", "--target_tokens=60000"),
+        *(f"--configs={config}:gru,{config}:rnn_dot", "--override=training.log_every=2"),
+        "--override=training.eval_every=0",
+    )
     with start(home, *command) as process:
         for line in process.stderr:
             if "step 4:" in line:
@@ -187,44 +238,10 @@ def test_sigterm_saves_and_the_same_command_goes_on(home, config, tmp_path):
     assert not (tmp_path / "report.html").exists()
     # The child has saved, and no longer holds the run.
     stopped = int(re.search(r"stopped by SIGTERM at step (\d+)", err)[1])
-    with start(home, *command) as process:
-        for line in process.stderr:
-            if "resuming after step" in line:
-                assert f"resuming after step {stopped}" in line
-                process.terminate()
-                break
-        _, err = process.communicate(timeout=120)
-    assert process.returncode == 143
-
-
-@pytest.mark.slow
-def test_another_test_corpus_is_translated_anew(home, config, compared_again):
-    """And not scored with the translations of the one before."""
-    workdir, _, before = compared_again
-    for language, lines in (("en", "two\nnine\n"), ("de", "zwei\nneun\n")):
-        (home / f"other.{language}").write_text(lines)
-    override = f"--override=data.test=text:{home / 'other'}"
-    done = compare(home, workdir, config, ("lstm_dot", "lstm"), TOKENS, override)
-    assert done.returncode == 0, done.stderr
-    after = json.loads((workdir / "comparison.json").read_text())
-    assert after["test"]["sentences"] == 2
-    shown = {sample["source"] for sample in after["runs"][0]["samples"]}
-    assert shown == {"two", "nine"}
-    losses = [[p["loss"] for p in x["runs"][0]["loss_curve"]] for x in (before, after)]
-    assert losses[0] == losses[1]  # nothing was trained again
-
-
-def test_a_run_of_another_kind_is_not_taken_over(home, config, trained, tmp_path):
-    """One that train.py made may have had any budget."""
-    (tmp_path / "gru").symlink_to(trained[0])
-    done = compare(home, tmp_path, config, ["gru"], TOKENS)
-    assert done.returncode == 1 and done.stderr.startswith("error: ")
-    assert not (tmp_path / "budget.json").exists()
-
-
-@pytest.mark.parametrize("text", ["{", "[1]", '{"tokens": 1}'])
-def test_a_damaged_budget_is_told(home, config, tmp_path, text):
-    (tmp_path / "budget.json").write_text(text)
-    done = compare(home, tmp_path, config, ["gru"], TOKENS)
-    assert done.returncode == 1 and "budget.json is damaged" in done.stderr
-    assert done.stderr.count("\n") == 1
+    done = run(home, *command)
+    assert f"resuming after step {stopped}\n" in done.stderr and "Traceback" not in done.stderr
+    assert done.returncode == 1
+    assert "gru: BLEU undefined (no reference has 4 tokens), chrF " in done.stdout
+    assert re.search("^rnn_dot: .* is not finite", done.stdout, re.MULTILINE)
+    assert f"Report: {tmp_path / 'report.html'}" in done.stdout
+    assert (tmp_path / "report.html").exists()

@@ -8,6 +8,7 @@ is WORKDIR/report.html, its data WORKDIR/comparison.json. The same command again
 import pathlib
 import shlex
 import sys
+from typing import Any
 
 from absl import flags
 
@@ -49,32 +50,32 @@ def main(_) -> int:
     from transformer_jax.compare import comparison
 
     workdir = pathlib.Path(_WORKDIR.value)
-    try:
-        made = comparison.compare(
-            _CONFIGS.value,
-            workdir,
-            comparison.Budget(_TARGET_TOKENS.value, _TRAIN_SECONDS.value),
-            overrides=_OVERRIDES.value,
-            pairs=pairs,
-            probes=_PROBES.value,
-            command=shlex.join(["python", "-m", "transformer_jax.compare", *sys.argv[1:]]),
-        )
-    except comparison.Stopped as stopped:
-        return stopped.args[0]
+    made = comparison.compare(
+        _CONFIGS.value,
+        workdir,
+        comparison.Budget(_TARGET_TOKENS.value, _TRAIN_SECONDS.value),
+        overrides=_OVERRIDES.value,
+        pairs=pairs,
+        probes=_PROBES.value,
+        command=shlex.join(["python", "-m", "transformer_jax.compare", *sys.argv[1:]]),
+    )
     for run in made["runs"]:
         size = f" on {run['pairs']:,} pairs" if run["limited"] else ""
-        if run["status"] == "done":
-            scores = ", ".join(
-                f"{name} {run[key]['score']:.1f} ± {run[key]['half_width']:.1f}"
-                if run[key]
-                else f"{name} undefined (no reference has 4 tokens)"
-                for name, key in (("BLEU", "bleu"), ("chrF", "chrf"))
-            )
-            print(f"{run['name']}{size}: {scores}")
-        else:
-            print(f"{run['name']}{size}: {run['error']}")
+        print(f"{run['name']}{size}: {_outcome(run)}")
     print(f"Report: {workdir / comparison.REPORT_FILE}")
     return 0 if all(run["status"] == "done" for run in made["runs"]) else 1
+
+
+def _outcome(run: dict[str, Any]) -> str:
+    """Scores with their intervals, or why there are none."""
+    if run["status"] != "done":
+        return run["error"]
+    return ", ".join(
+        f"{name} {run[key]['score']:.1f} ± {run[key]['half_width']:.1f}"
+        if run[key]
+        else f"{name} undefined (no reference has 4 tokens)"
+        for name, key in (("BLEU", "bleu"), ("chrF", "chrf"))
+    )
 
 
 if __name__ == "__main__":

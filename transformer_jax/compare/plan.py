@@ -1,16 +1,22 @@
-"""What a comparison is made of, and whether it compares like with like."""
+"""The runs of a comparison, and whether they compare like with like."""
 
 import copy
-import hashlib
+import dataclasses
+import operator
 import pathlib
 import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from transformer_jax.checkpoint import CONFIG_FILE, VOCABULARY_FILE
-from transformer_jax.config import Config, differences, load_config, with_field
+from transformer_jax.config import Config, DataConfig, load_config, with_field
 from transformer_jax.storage import local_path
-from transformer_jax.training.workdir import kept_config, with_named_vocabulary
+from transformer_jax.training.workdir import check_owner
+
+# How a run reads its data is its own; all else of config.data is the same for all.
+_OWN = "vocabulary batching source_row_length target_row_length num_buckets tokens_per_batch "
+_OWN += "cache_dir"
+_SHARED = [f"data.{x.name}" for x in dataclasses.fields(DataConfig) if x.name not in _OWN.split()]
 
 
 class Run(NamedTuple):
@@ -26,22 +32,14 @@ class Run(NamedTuple):
     name: str
     config: Config
     workdir: pathlib.Path
-    vocabulary_of: pathlib.Path | None
+    vocabulary_of: pathlib.Path | None = None
 
 
 class Budget(NamedTuple):
-    """What each run gets: target tokens, or seconds of training; the other one is 0."""
+    """What each run gets: target tokens, or seconds of training; the other is 0."""
 
     target_tokens: int = 0
     train_seconds: float = 0.0
-
-
-# What makes runs comparable: the same text, in the same pieces.
-_SAME = (
-    "train valid test source_language target_language language_tags temperature max_length "
-    "max_length_ratio drop_identical max_pairs sampling_alpha vocab_size vocabulary_kind "
-    "byte_fallback normalization"
-).split()
 
 
 def plan(
@@ -51,99 +49,29 @@ def plan(
     overrides: Sequence[str] = (),
     pairs: Sequence[int] = (),
 ) -> list[Run]:
-    """The runs of a comparison, those on all pairs first.
+    """The runs of a comparison, those on all pairs first, each in a folder of the workdir.
 
-    Args:
-      configs: each a file with `get_config()`, or FILE:ARGUMENT for `get_config(ARGUMENT)`.
-      workdir: of the comparison; each run has a folder in it.
-      overrides: fields that all configs get, such as "data.max_length=50".
-      pairs: further sizes of the training corpus, of which each model has a run too.
-
-    Raises:
-      ValueError: a config is none or has no test corpus, two have one name, their data or
-        vocabularies differ, or a run in the workdir was made with another config.
+    ValueError where a config is none or lacks a test corpus, where two would share a folder or
+    differ in data or vocabulary, or where a folder has a run of another config.
     """
-    if not configs:
-        raise ValueError("there is nothing to compare: no config was named")
-    loaded: dict[str, Config] = {}
-    for path in configs:
-        name = re.sub(r"[^\w.-]+", "-", path.partition(":")[2] or pathlib.Path(path).stem)
-        if name in loaded:
-            raise ValueError(f"two configs are called {name}: {', '.join(configs)}")
-        config = load_config(path)
-        for override in overrides:
-            field, equals, text = override.partition("=")
-            if not equals:
-                raise ValueError(f"--override={override} is not FIELD=VALUE")
-            with_field(config, field, text)
-        try:
-            loaded[name] = config.validate()
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from None
-    _check_alike(loaded)
-    runs = [Run(name, config, workdir / name, None) for name, config in loaded.items()]
+    named = [(re.sub(r"^\.+|[^\w.-]+", "-", _name(x)), _configured(x, overrides)) for x in configs]
+    _check_alike(named)
+    runs = [Run(name, config, workdir / name) for name, config in named]
     for count in pairs:
         if count < 1:
-            raise ValueError(f"{count} training pairs: at least 1 was wanted")
-        for name, config in loaded.items():
+            raise ValueError(f"{count} training pairs: expected at least 1")
+        for name, config in named:
             fewer = copy.deepcopy(config)
             fewer.data.max_pairs = count
             # A vocabulary of the few pairs alone would make other tokens of the same text.
             runs.append(Run(name, fewer, workdir / f"{name}-{count}", workdir / name))
     folders = [run.workdir for run in runs]
     for run in runs:
-        if folders.count(run.workdir) > 1 or run.workdir.parent != workdir or ".." in run.name:
-            raise ValueError(f"{run.workdir} is no folder for one run: rename a config")
-        _check_owner(run)
+        if folders.count(run.workdir) > 1:
+            raise ValueError(f"two runs would be in {run.workdir}: rename a config")
+        if (run.workdir / CONFIG_FILE).is_file():
+            check_owner(run.workdir, settled(run, 1))
     return runs
-
-
-def _check_alike(configs: dict[str, Config]) -> None:
-    first, *others = configs
-    if not configs[first].data.test:
-        raise ValueError(f"{first}: config.data.test names no corpus to compare the models on")
-    for other in others:
-        one, its = configs[first].data, configs[other].data
-        for field in _SAME:
-            if getattr(one, field) != getattr(its, field):
-                what = "vocabularies" if field.startswith(("vocab", "byte", "norm")) else "data"
-                raise ValueError(
-                    f"{first} and {other} have different {what}: config.data.{field} is "
-                    f"{getattr(one, field)!r} and {getattr(its, field)!r}; a comparison wants one"
-                )
-        starts = [configs[name].training.init_from for name in (first, other)]
-        if starts[0] != starts[1]:
-            raise ValueError(
-                f"{first} and {other} have different vocabularies: config.training.init_from is "
-                f"{starts[0]!r} and {starts[1]!r}, and brings its own"
-            )
-        if _content(one.vocabulary) != _content(its.vocabulary):
-            raise ValueError(
-                f"{first} and {other} have different vocabularies: config.data.vocabulary is "
-                f"{one.vocabulary!r} and {its.vocabulary!r}, which are not the same file"
-            )
-
-
-def _content(vocabulary: str) -> str:
-    if not vocabulary:
-        return ""
-    try:
-        return hashlib.sha256(pathlib.Path(local_path(vocabulary)).read_bytes()).hexdigest()
-    except OSError as error:
-        raise ValueError(f"{vocabulary}: {error.strerror}, a vocabulary was wanted") from None
-
-
-def _check_owner(run: Run) -> None:
-    if not (run.workdir / CONFIG_FILE).is_file():
-        return
-    before = kept_config(run.workdir)
-    config = settled(run, before.training.num_steps)
-    changed = differences(before, with_named_vocabulary(run.workdir, config))
-    if changed:
-        raise ValueError(
-            f"{run.workdir} was trained with another config: {'; '.join(changed)} (choose another "
-            "--workdir, or delete that folder)"
-        )
 
 
 def settled(run: Run, num_steps: int) -> Config:
@@ -154,3 +82,46 @@ def settled(run: Run, num_steps: int) -> Config:
     if run.vocabulary_of is not None:
         config.data.vocabulary = str(run.vocabulary_of / VOCABULARY_FILE)
     return config
+
+
+def _name(path: str) -> str:
+    return path.partition(":")[2] or pathlib.Path(path).stem
+
+
+def _configured(path: str, overrides: Sequence[str]) -> Config:
+    config = load_config(path)
+    for override in overrides:
+        field, equals, text = override.partition("=")
+        if not equals:
+            raise ValueError(f"--override={override} is not FIELD=VALUE")
+        with_field(config, field, text)
+    try:
+        return config.validate()
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def _check_alike(named: Sequence[tuple[str, Config]]) -> None:
+    if not named:
+        raise ValueError("there is nothing to compare: --configs names no config")
+    (first, config), *others = named
+    if not config.data.test:
+        raise ValueError(f"{first}: config.data.test names no corpus to compare the models on")
+    for name, other in others:
+        for field in (*_SHARED, "training.init_from"):
+            one, two = map(operator.attrgetter(field), (config, other))
+            if one != two:
+                raise ValueError(
+                    f"{first} and {name} do not compare: config.{field} is {one!r} and {two!r}, "
+                    "expected one value"
+                )
+        if _vocabulary(config) != _vocabulary(other):
+            raise ValueError(
+                f"{first} and {name} do not compare: config.data.vocabulary is "
+                f"{config.data.vocabulary!r} and {other.data.vocabulary!r}, which differ"
+            )
+
+
+def _vocabulary(config: Config) -> bytes:
+    path = config.data.vocabulary
+    return pathlib.Path(local_path(path)).read_bytes() if path else b""

@@ -305,7 +305,7 @@ def _method(comparison: Mapping[str, Any]) -> str:
 _SECTIONS: dict[str, tuple[str, Callable[[Mapping[str, Any]], str]]] = {
     "summary": ("Summary", _summary),
     "configs": ("Where the configs differ", _configs),
-    "failures": ("Runs that failed or were stopped", _failures),
+    "failures": ("Runs that failed", _failures),
     "significance": ("Significance of the differences", _significance),
     "lengths": ("Quality by length of the source", _lengths),
     "pairs": ("Quality by number of training pairs", _pairs),
