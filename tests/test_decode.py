@@ -75,12 +75,12 @@ def test_a_page_of_attention_is_written_beside_the_translations(trained, home, t
     assert left_out.startswith("standard input, line 3: 'seven seven")
     assert left_out.endswith("more than max_length=32 tokens; left out of the page of attention")
     written = page.read_text(encoding="utf-8")
-    assert re.findall('"text":"([^"]*)"', written) == ["seven", "two hundred one"]
-    assert '"shape":[1,2,' in written and "<title>Attention of run</title>" in written
+    assert re.findall('"text": "([^"]*)"', written) == ["seven", "two hundred one"]
+    assert '"shape": [1, 2, ' in written and "<title>Attention of run</title>" in written
     assert os.listdir(tmp_path) == ["page.html"]
     both = decode(trained, home, flags[0], flags[1])
     assert both == decode(trained, home)
-    assert '"shape":[2,1,' in page.read_text(encoding="utf-8")
+    assert '"shape": [2, 1, ' in page.read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(("end", "left"), [(signal.SIGINT, ["page.html"]), (signal.SIGTERM, [])])
@@ -100,7 +100,7 @@ def test_ctrl_c_at_a_terminal_writes_the_page_of_what_is_translated(
         assert hint == "Waiting for lines to translate; Ctrl-D ends."
         assert told == ([] if left else ["error: terminated"])
     assert os.listdir(tmp_path) == left
-    assert not left or re.findall('"text":"([^"]*)"', page.read_text("utf-8")) == ["seven"]
+    assert not left or re.findall('"text": "([^"]*)"', page.read_text("utf-8")) == ["seven"]
 
 
 def test_an_ensemble_of_a_model_with_itself_is_that_model(trained, home):

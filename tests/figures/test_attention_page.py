@@ -1,4 +1,4 @@
-"""The page of attention: what is in it, and what a browser shows of it."""
+"""The page of attention: what it holds, and what a browser shows of it."""
 
 import base64
 import json
@@ -49,15 +49,17 @@ class _Page(HTMLParser):
 
 
 def _sentences(page: str) -> list[dict]:
-    return json.loads(_Page(page).found["data"])["sentences"]
+    return json.loads(_Page(page).found["data"])
 
 
 def _unpacked(sentence: dict) -> dict[str, np.ndarray]:
-    planes = np.frombuffer(zlib.decompress(base64.b64decode(sentence["weights"])), np.uint8)
-    low, high = planes.reshape(2, -1).astype(int)
-    sizes = [np.prod(kind["shape"]) for kind in sentence["kinds"]]
-    parts = np.split((low + 256 * high) / 1000, np.cumsum(sizes)[:-1])
-    return {k["name"]: x.reshape(k["shape"]) for k, x in zip(sentence["kinds"], parts)}
+    return {
+        kind["name"]: np.frombuffer(
+            zlib.decompress(base64.b64decode(kind["weights"])), "<u2"
+        ).reshape(kind["shape"])
+        / 1000
+        for kind in sentence["kinds"]
+    }
 
 
 def test_all_weights_are_kept_to_three_decimals():
@@ -70,7 +72,7 @@ def test_all_weights_are_kept_to_three_decimals():
     assert sentence["text"] == "two hundred"
     assert sentence["target"] == {
         "labels": ["zwei", "hundert", "<eos>"],
-        "begins": [1, 0, 1],
+        "begins": [True, False, True],
         "rtl": False,
     }
 
@@ -98,15 +100,15 @@ def test_no_text_ends_what_it_is_in(pieces, title):
     assert _Page(page).found["title"].replace("\r", "\n") == f"</title>{unchanged}" or "\0" in title
 
 
-def test_a_page_grows_by_about_a_byte_a_weight():
+def test_a_weight_takes_one_byte_to_one_and_a_half():
     one = attention_of([f"\u2581{n}" for n in range(40)], [f"\u2581{n}" for n in range(40)])
     pages = [attention_page([one] * count, title="One") for count in (1, 2)]
     weights = LAYERS * HEADS * 3 * 41**2
-    assert 0.5 < (len(pages[1]) - len(pages[0])) / weights < 1.2
+    assert 0.5 < (len(pages[1]) - len(pages[0])) / weights < 1.5
 
 
 def test_a_page_of_nothing_is_refused():
-    with pytest.raises(ValueError, match="needs one sentence pair or more, and got none"):
+    with pytest.raises(ValueError, match="needs at least one sentence pair, and got none"):
         attention_page([], title="None")
 
 
@@ -165,7 +167,7 @@ class _Shown:
         return [token.find_element("class name", "text").text for token in self.tokens(line)]
 
     def weights(self, line: str) -> list[str]:
-        return [token.find_element("class name", "weight").text for token in self.tokens(line)]
+        return [token.find_element("tag name", "small").text for token in self.tokens(line)]
 
     def point_at(self, element, right: float = 0, down: float = 0) -> None:
         """At the middle of an element, or so far from it."""
@@ -174,20 +176,26 @@ class _Shown:
         ActionChains(self.browser).move_to_element_with_offset(element, right, down).perform()
 
     def point_at_cell(self, row: int, column: int) -> None:
-        canvas = self.browser.find_element("id", "matrix")
-        at = self.browser.execute_script("return geometry")
-        x, y = (at[k] + (n + 0.5) * at["size"] for k, n in (("left", column), ("top", row)))
-        self.point_at(canvas, x - canvas.size["width"] / 2, y - canvas.size["height"] / 2)
+        cells = self.browser.find_element("id", "cells")
+        right, down = (
+            (number + 0.5) * cells.size[side] / len(self.tokens(line)) - cells.size[side] / 2
+            for number, side, line in ((column, "width", "columns"), (row, "height", "rows"))
+        )
+        self.point_at(cells, right, down)
 
     def opacities(self, cells: list[tuple[int, int]]) -> list[float]:
         """Of the colours of matrix cells."""
         script = """
-            const { data, width } = pen.getImageData(0, 0, canvas.width, canvas.height);
-            const middle = (start, n) => start + (n + .5) * geometry.size;
-            const at = (start, n) => Math.floor(middle(start, n) * devicePixelRatio);
-            return arguments[0].map(([row, column]) =>
-              data[4 * (at(geometry.top, row) * width + at(geometry.left, column)) + 3] / 255);"""
+            const canvas = document.querySelector("canvas"), { width, height } = canvas;
+            const { data } = canvas.getContext("2d").getImageData(0, 0, width, height);
+            return arguments[0].map(([row, column]) => data[4 * (row * width + column) + 3] / 255);
+        """
         return self.browser.execute_script(script, cells)
+
+    def box(self, css: str) -> tuple[int, ...]:
+        """Left, top, width and height of an element."""
+        rect = self.browser.find_element("css selector", css).rect
+        return tuple(round(rect[side]) for side in ("x", "y", "width", "height"))
 
     def press(self, *keys) -> None:
         from selenium.webdriver import ActionChains
@@ -233,7 +241,7 @@ def test_pointing_shows_the_weights(shown):
 @pytest.mark.parametrize("kind", ["encoder", "decoder"])
 def test_other_kinds_and_the_mean_of_heads(shown, kind):
     attention = attention_of()
-    assert shown.options("kind") == ["encoder", "decoder", "cross"]
+    assert shown.options("kind") == ["cross", "decoder", "encoder"]
     assert shown.options("layer") == ["0", "1"]
     assert shown.options("head") == ["mean of all", "0", "1", "2"]
     shown.choose("kind", kind)
@@ -265,11 +273,25 @@ def test_all_can_be_done_with_keys(shown):
     shown.press(*[Keys.TAB] * 3, Keys.ARROW_DOWN)
     shown.wait("cross attention, layer 1")
     cross_TS = attention_of().cross[1].mean(axis=0)
-    shown.press(Keys.TAB, Keys.TAB, Keys.ARROW_RIGHT)
+    shown.press(*[Keys.TAB] * 3)
     written = [float(x) for x in shown.weights("columns")]
     np.testing.assert_allclose(written, cross_TS[1], atol=0.0015)
-    shown.press(Keys.TAB, Keys.TAB, Keys.ARROW_DOWN, Keys.ARROW_RIGHT)
-    assert "to hun: " in shown.text("readout")
+    shown.press(*[Keys.TAB] * 6, Keys.ARROW_UP, Keys.ARROW_LEFT)
+    assert "zwei after <sos>, to dred: " in shown.text("readout")
+
+
+def test_the_matrix_is_labelled_and_framed(shown):
+    shown.point_at_cell(1, 2)
+    left, top, width, height = shown.box("#frame")
+    for css, expected in (
+        ("#beside .chosen", (None, top, None, height)),
+        ("#above .chosen", (left, None, width, None)),
+        ("#cells", (left - 2 * width, top - height, 4 * width, 3 * height)),
+    ):
+        found = shown.box(css)
+        assert all(abs(a - b) <= 1 for a, b in zip(found, expected) if b is not None), css
+    chosen = shown.browser.find_elements("css selector", "#matrix .chosen")
+    assert [label.text for label in chosen] == ["dred", "hundert"]
 
 
 def test_colours_follow_the_system(shown):

@@ -1,23 +1,26 @@
-"""Fonts by characters, with a font made for the test."""
-
-import logging
+"""Fonts by script, with fonts made for the test."""
 
 import pytest
 from fontTools.fontBuilder import FontBuilder
 from fontTools.pens.ttGlyphPen import TTGlyphPen
 from matplotlib import font_manager
 
-from transformer_jax.figures.fonts import Figure, families
+from transformer_jax.figures.figures import Figure, font_families
 
 HANGUL = "\uac00\ub098"
+USUAL = font_families([])
 
 
 @pytest.fixture
-def only_dejavu(monkeypatch):
-    """Of all fonts, those that matplotlib brings with it and that have no Hangul."""
+def install(tmp_path, monkeypatch):
+    """Adds fonts, by family and characters, to those that matplotlib brings with it."""
     entries = [e for e in font_manager.fontManager.ttflist if e.name.startswith("DejaVu Sans")]
     monkeypatch.setattr(font_manager.fontManager, "ttflist", entries)
-    monkeypatch.setattr(font_manager, "findSystemFonts", lambda: [])
+
+    def install(family: str, characters: str) -> None:
+        font_manager.fontManager.addfont(_font(tmp_path / f"{family}.ttf", family, characters))
+
+    return install
 
 
 def _font(path, family: str, characters: str) -> str:
@@ -44,41 +47,43 @@ def _font(path, family: str, characters: str) -> str:
 
 def _drawn(text: str) -> bytes:
     figure = Figure(figsize=(2, 1))
-    figure.text(0.1, 0.1, text, fontfamily=families([text]))
+    figure.text(0.1, 0.1, text, fontfamily=font_families([text]))
     return figure._repr_png_()
 
 
-def test_what_the_usual_fonts_have_needs_no_other(only_dejavu, caplog):
-    assert families(["two", "zw\u00f6lf", "\u0438", "\u05d4", "\n \u200f"]) == families([])
-    assert not caplog.records
+def test_fonts_that_are_not_installed_are_not_asked_for(install):
+    assert font_families(["two", "zw\u00f6lf", "\u0438", HANGUL, "\n \u200f"]) == USUAL
 
 
-def test_a_font_installed_since_is_found_and_drawn_with(only_dejavu, tmp_path, monkeypatch, caplog):
-    without = _drawn(HANGUL)
-    caplog.clear()
-    paths = [_font(tmp_path / "one.ttf", "One Letter", HANGUL[0])]
-    paths += [_font(tmp_path / "hangul.ttf", "All Letters", HANGUL)]
-    (tmp_path / "broken.ttf").write_bytes(b"no font")
-    paths += [str(tmp_path / "broken.ttf")]
-    monkeypatch.setattr(font_manager, "findSystemFonts", lambda: paths)
-    assert families([f"two {HANGUL}"])[-1:] == ["All Letters"]
-    assert _drawn(HANGUL) != without
-    assert not caplog.records
+def test_fonts_supplement_each_other(install):
+    install("Noto Sans CJK KR", HANGUL[:1])
+    install("NanumGothic", HANGUL)
+    assert font_families(["two"]) == USUAL
+    assert font_families([f"two {HANGUL}"]) == [*USUAL, "Noto Sans CJK KR", "NanumGothic"]
+    assert _drawn(f"two {HANGUL}") != _drawn(f"two {HANGUL[0]}")
 
 
-def test_fonts_supplement_each_other(only_dejavu, tmp_path, monkeypatch):
-    paths = [_font(tmp_path / f"{n}.ttf", f"Letter {n}", c) for n, c in enumerate(HANGUL)]
-    monkeypatch.setattr(font_manager, "findSystemFonts", lambda: paths)
-    assert set(families([HANGUL])) - set(families([])) == {"Letter 0", "Letter 1"}
+@pytest.mark.parametrize(
+    ("text", "family"),
+    [
+        ("\u76f4", "Noto Sans CJK SC"),
+        ("\u76f4\u3059", "Noto Sans CJK JP"),
+        ("\u76f4\uac00", "Noto Sans CJK KR"),
+        ("\u0905", "Noto Sans Devanagari"),
+        ("\u0f40", "Noto Serif Tibetan"),
+    ],
+)
+def test_a_script_has_its_font(install, text, family):
+    for country in ("SC", "JP", "KR"):
+        install(f"Noto Sans CJK {country}", "\u76f4\u3059\uac00")
+    install("Noto Sans Devanagari", "\u0905")
+    install("Noto Serif Tibetan", "\u0f40")
+    assert font_families([text]) == [*USUAL, family]
 
 
-def test_what_no_font_has_is_told_once_and_drawn_in_silence(only_dejavu, caplog):
-    caplog.set_level(logging.WARNING)
-    assert _drawn(f"two {HANGUL} \u3042").startswith(b"\x89PNG")
-    (record,) = caplog.records
-    assert record.name == "transformer_jax.figures.fonts"
-    for part in ("3 of the characters", "Hangul, Hiragana", HANGUL[0], "fonts-noto-cjk"):
-        assert part in record.getMessage()
+def test_a_character_that_no_font_has_is_told(install):
+    with pytest.warns(UserWarning, match="Glyph 44032 .*missing from font"):
+        assert _drawn(f"two {HANGUL[0]}").startswith(b"\x89PNG")
 
 
 def test_right_to_left_text_is_written_from_the_right():

@@ -15,8 +15,7 @@ from typing import Any
 import numpy as np
 from matplotlib import rc_context, ticker
 from matplotlib.axes import Axes
-
-from transformer_jax.figures.fonts import Figure
+from matplotlib.figure import Figure
 
 Run = Mapping[str, Any]
 

@@ -1,17 +1,15 @@
 """Attention as one HTML page to explore, which needs nothing but a browser."""
 
 import base64
-import html
-import json
 import logging
 import os
 import pathlib
-import re
 import tempfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+import jinja2
 import numpy as np
 
 from transformer_jax.figures.labels import begins_word, label, right_to_left, text_of
@@ -23,19 +21,17 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_TEMPLATE = pathlib.Path(__file__).with_suffix(".html")
-MOST_LINES = 100  # a page of more would be slow to open
-_LEVELS = 1000  # a weight is kept in thousandths
+MAX_LINES = 100  # a page of more would be slow to open
 
 
 def attention_page(attentions: Iterable["Attention"], *, title: str) -> str:
-    """A page that shows the attention of sentence pairs, each kind, layer and head that it has.
+    """A page that shows the attention of sentence pairs: each kind, layer and head.
 
-    It downloads nothing. A sentence takes about a byte a weight, L H (S^2 + T^2 + T S) of them:
-    with the paper's base model (L = 6, H = 8) and 30 tokens a side, some 110 kB.
+    It downloads nothing. A weight takes one byte to one and a half, and a sentence pair has
+    L H (S^2 + T^2 + T S) of them: with the paper's base model and 30 tokens a side, some 170 kB.
 
     Args:
-      attentions: of one sentence pair or more, from `Translator.attention`; each is read once
+      attentions: of at least one sentence pair, from `Translator.attention`; each is read once
         and let go.
       title: of the page.
 
@@ -44,44 +40,9 @@ def attention_page(attentions: Iterable["Attention"], *, title: str) -> str:
     """
     sentences = [_sentence(attention) for attention in attentions]
     if not sentences:
-        raise ValueError("a page of attention needs one sentence pair or more, and got none")
-    data = json.dumps({"levels": _LEVELS, "sentences": sentences}, separators=(",", ":"))
-    # JSON writes < nowhere but in strings, where it may be escaped: no tag can begin in it.
-    parts = {"title": html.escape(title), "data": data.replace("<", r"\u003c")}
-    template = _TEMPLATE.read_text(encoding="utf-8")
-    return re.sub(r"\{\{(\w+)\}\}", lambda mark: parts[mark[1]], template)
-
-
-def _sentence(attention: "Attention") -> dict[str, Any]:
-    """What the page keeps of a sentence pair."""
-    kinds = {
-        name: weights_LHTM
-        for name in ("encoder", "decoder", "cross")
-        if (weights_LHTM := getattr(attention, name)) is not None
-    }
-    return {
-        "text": text_of(attention.source_tokens),
-        "source": _line(attention.source_tokens),
-        "input": _line(attention.input_tokens),
-        "target": _line(attention.target_tokens),
-        "kinds": [{"name": name, "shape": weights.shape} for name, weights in kinds.items()],
-        "weights": _packed([weights.ravel() for weights in kinds.values()]),
-    }
-
-
-def _line(pieces: list[str]) -> dict[str, Any]:
-    return {
-        "labels": [label(piece) for piece in pieces],
-        "begins": [int(begins_word(piece)) for piece in pieces],
-        "rtl": right_to_left(pieces),
-    }
-
-
-def _packed(weights: list[np.ndarray]) -> str:
-    """Thousandths as 16-bit integers, low bytes first and high bytes after, zlib, base64."""
-    levels = np.rint(np.concatenate(weights) * _LEVELS).astype("<u2")
-    planes = levels.view(np.uint8).reshape(-1, 2).T
-    return base64.b64encode(zlib.compress(planes.tobytes(), 9)).decode("ascii")
+        raise ValueError("a page of attention needs at least one sentence pair, and got none")
+    source = pathlib.Path(__file__).with_suffix(".html").read_text(encoding="utf-8")
+    return jinja2.Template(source, autoescape=True).render(title=title, sentences=sentences)
 
 
 def check_page(path: str, taken: Mapping[str, str | int]) -> None:
@@ -97,8 +58,7 @@ def check_page(path: str, taken: Mapping[str, str | int]) -> None:
     if os.path.exists(path) and not os.path.isfile(path):
         raise ValueError(f"--attention_html={path} is not a file")
     try:
-        with tempfile.TemporaryFile(dir=os.path.dirname(os.path.realpath(path))):
-            pass
+        tempfile.TemporaryFile(dir=os.path.dirname(os.path.realpath(path))).close()
     except OSError as error:
         raise ValueError(f"--attention_html={path} cannot be written: {error.strerror}") from None
 
@@ -124,13 +84,13 @@ class AttentionLines:
         self._warned = False
 
     def add(self, number: int, source: str, hypothesis: "Hypothesis") -> None:
-        """Takes a line's translation, in any order; of empty lines there is nothing to see."""
-        if number <= MOST_LINES:
+        """Takes a line's translation, in any order; empty lines are left out."""
+        if number <= MAX_LINES:
             if source.strip():
                 self._pairs[number] = source, hypothesis
         elif not self._warned:
             self._warned = True
-            logger.warning("%s: attention is shown of the first %d lines", self._name, MOST_LINES)
+            logger.warning("%s: attention is shown of the first %d lines", self._name, MAX_LINES)
 
     def write(self, path: str, title: str) -> None:
         """Writes the page, whole or not at all.
@@ -150,6 +110,33 @@ class AttentionLines:
             except ValueError as error:
                 message = "%s, line %d: %s; left out of the page of attention"
                 logger.warning(message, self._name, number, error)
+
+
+def _sentence(attention: "Attention") -> dict[str, Any]:
+    """What the page holds of a sentence pair."""
+    kinds = {name: getattr(attention, name) for name in ("encoder", "decoder", "cross")}
+    return {
+        "text": text_of(attention.source_tokens),
+        "source": _line(attention.source_tokens),
+        "input": _line(attention.input_tokens),
+        "target": _line(attention.target_tokens),
+        "kinds": [_kind(name, array) for name, array in kinds.items() if array is not None],
+    }
+
+
+def _line(pieces: list[str]) -> dict[str, Any]:
+    return {
+        "labels": [label(piece) for piece in pieces],
+        "begins": [begins_word(piece) for piece in pieces],
+        "rtl": right_to_left(pieces),
+    }
+
+
+def _kind(name: str, weights_LHTM: np.ndarray) -> dict[str, Any]:
+    """Weights in thousandths, as 16-bit integers: compressed, in base64."""
+    packed = zlib.compress(np.rint(1000 * weights_LHTM).astype("<u2").tobytes(), 9)
+    weights = base64.b64encode(packed).decode("ascii")
+    return {"name": name, "shape": weights_LHTM.shape, "weights": weights}
 
 
 def _same(path: str, file: str | int) -> bool:
