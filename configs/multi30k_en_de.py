@@ -1,7 +1,7 @@
 """Multi30k, English to German: 29,000 image captions, a model for two CPU cores.
 
-Source: Multi30k task 1 (Elliott et al. 2016), raw text, as text:PREFIX with train, valid and
-test (test_2016_flickr). A narrow model sees the data often enough in the time: 4 + 4 layers
+Source: Multi30k task 1 (Elliott et al. 2016), raw text, downloaded into the cache; test is
+test_2016_flickr. A narrow model sees the data often enough in the time: 4 + 4 layers
 of 128, close to the "tiny" Transformer of Wu et al. 2021.
 
     python train.py --config=configs/multi30k_en_de.py --workdir=runs/multi30k_en_de
@@ -37,9 +37,9 @@ def get_config() -> Config:
             norm="pre",
         ),
         data=DataConfig(
-            train="text:../shared/data/multi30k-en-de/train",
-            valid="text:../shared/data/multi30k-en-de/valid",
-            test="text:../shared/data/multi30k-en-de/test",
+            train="multi30k:train",
+            valid="multi30k:valid",
+            test="multi30k:test",
             vocab_size=6000,
             max_length=80,
             tokens_per_batch=2048,

@@ -32,9 +32,9 @@ def get_config() -> Config:
             bidirectional=True,
         ),
         data=DataConfig(
-            train="text:../shared/data/multi30k-en-de/train",
-            valid="text:../shared/data/multi30k-en-de/valid",
-            test="text:../shared/data/multi30k-en-de/test",
+            train="multi30k:train",
+            valid="multi30k:valid",
+            test="multi30k:test",
             vocab_size=6000,
             max_length=80,
             batching="bucketed",

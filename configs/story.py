@@ -58,9 +58,9 @@ def get_config(name: str = "transformer") -> Config:
     return Config(
         model=ModelConfig(dropout_rate=0.2, **MODELS[name]),
         data=DataConfig(
-            train="text:../shared/data/multi30k-en-de/train",
-            valid="text:../shared/data/multi30k-en-de/valid",
-            test="text:../shared/data/multi30k-en-de/test",
+            train="multi30k:train",
+            valid="multi30k:valid",
+            test="multi30k:test",
             vocab_size=6000,
             max_length=80,
             batching="bucketed",

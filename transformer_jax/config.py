@@ -94,7 +94,7 @@ class ModelConfig(_Fields):
 class DataConfig(_Fields):
     """Corpora, each one string, their vocabulary, and how they become batches."""
 
-    train: str = _field("", "Training corpus, or a mixture: corpora joined by commas.")
+    train: str = _field("", "Corpus, or several joined by commas; a run cannot change its text.")
     valid: str = _field("", "Validation corpus or mixture.")
     test: str = _field("", "Test corpus or mixture.")
     source_language: str = _field("en", "Source language of corpora that name none.")

@@ -1,24 +1,15 @@
-"""Corpora as token ids: complete, counted, kept, the same however many processes."""
+"""Corpora as token ids: complete, counted, cached."""
 
-import collections
-import contextlib
 import json
-import os
 import pathlib
-import re
-import signal
-import subprocess
-import sys
-import time
 import zlib
-from collections.abc import Callable
 
 import numpy as np
 import pytest
 
 from transformer_jax.data import token_store
 from transformer_jax.data.corpora import Corpus, Pair, parse_corpora
-from transformer_jax.data.token_store import Filters, open_store, tokenize
+from transformer_jax.data.token_store import Filters, open_store
 from transformer_jax.data.vocabulary import EOS, UNK, Vocabulary
 
 ANY = Filters(max_length=1000)
@@ -183,58 +174,16 @@ def test_an_empty_corpus_is_an_empty_store(open_pairs):
         assert set(store.counts.values()) == {0} and store.left_out == "none"
 
 
-def test_many_processes_tokenise_as_one_does(corpus_of, vocabulary, monkeypatch):
-    pairs = [*PAIRS, Pair("", "eine"), Pair("Hund " * 50, "Hund")]
-    corpus, filters = corpus_of(pairs), Filters(max_length=50, drop_identical=True)
-    (whole,) = tokenize(corpus, vocabulary, filters, processes=2)
-    monkeypatch.setattr(token_store, "_CHUNK", 11)
-    pools = []
-    executor = token_store.concurrent.futures.ProcessPoolExecutor
-    monkeypatch.setattr(
-        token_store.concurrent.futures,
-        "ProcessPoolExecutor",
-        lambda *args: pools.append(executor(*args)) or pools[-1],
-    )
-    alone = list(tokenize(corpus, vocabulary, filters, processes=1))
-    assert not pools
-    parallel = list(tokenize(corpus, vocabulary, filters, processes=2))
-    assert len(pools) == 1
-    assert len(alone) == len(parallel) == -(-len(pairs) // 11)
-    for chunks in (alone, parallel):
-        assert sum((chunk.counts for chunk in chunks), collections.Counter()) == +whole.counts
-        for side in (0, 1):
-            ids, lengths = (np.concatenate([chunk[i][side] for chunk in chunks]) for i in (0, 1))
-            assert np.array_equal(ids, whole.ids[side])
-            assert np.array_equal(lengths, whole.lengths[side])
-
-
-class Bomb(str):
-    """Ends the process that it is sent to."""
-
-    def __reduce__(self):
-        return os._exit, (1,)
-
-
-def test_a_corpus_of_few_chunks_starts_no_process(corpus_of, vocabulary, monkeypatch):
-    """Starting them takes longer than it does."""
-    monkeypatch.setattr(token_store, "_CHUNK", 75)
-    monkeypatch.setattr(token_store.concurrent.futures, "ProcessPoolExecutor", None)
-    assert len(list(tokenize(corpus_of(PAIRS), vocabulary, ANY, processes=2))) == 4
-    monkeypatch.setattr(token_store, "_CHUNK", 30)
-    with pytest.raises(TypeError):
-        list(tokenize(corpus_of(PAIRS), vocabulary, ANY, processes=2))
-
-
-def test_a_worker_that_dies_is_told_and_leaves_no_store(
-    corpus_of, vocabulary, monkeypatch, tmp_path
-):
-    monkeypatch.setattr(token_store, "_CHUNK", 5)
-    monkeypatch.setattr(token_store, "_cores", lambda: 2)
-    corpus = corpus_of(PAIRS)
-    monkeypatch.setattr(Corpus, "__iter__", lambda _: iter([*PAIRS, Pair(Bomb("Hund"), "Hund")]))
-    with pytest.raises(ValueError, match="a process that tokenised has died"):
-        open_store(corpus, vocabulary, ANY, tmp_path / "cache")
-    assert stores_in(tmp_path / "cache") == []
+def test_chunks_make_no_difference(open_pairs, monkeypatch):
+    """The end of one is the beginning of the next."""
+    pairs = [*PAIRS, Pair("", "eine"), Pair("Hund " * 50, "Hund 한"), Pair("Hund", "Katze 한")]
+    filters = Filters(max_length=50, drop_identical=True)
+    whole = open_pairs(pairs, filters)
+    for size in (1, 11, 303):
+        monkeypatch.setattr(token_store, "_CHUNK", size)
+        chunked = open_pairs(pairs, filters, name=f"{size}.tsv", max_pairs=303)
+        assert sentences(chunked) == sentences(whole)
+        assert chunked.counts == whole.counts and chunked.lost == whole.lost
 
 
 def test_a_second_open_reads_nothing_of_the_corpus(open_pairs, monkeypatch, caplog):
@@ -283,13 +232,10 @@ def test_a_corpus_that_fails_midway_leaves_no_store(corpus_of, vocabulary, tmp_p
     assert len(open_store(corpus_of(PAIRS), vocabulary, ANY, cache)) == 300
 
 
-@pytest.mark.parametrize("chunk", [5000, 20], ids=["alone", "in processes"])
-def test_a_corpus_that_changes_while_it_is_read_is_told_and_not_kept(
-    corpus_of, vocabulary, tmp_path, monkeypatch, chunk
+def test_a_corpus_that_changes_while_it_is_read_is_refused(
+    corpus_of, vocabulary, tmp_path, monkeypatch
 ):
-    """Else its tokens would be kept as those of what it was."""
-    monkeypatch.setattr(token_store, "_CHUNK", chunk)
-    monkeypatch.setattr(token_store, "_cores", lambda: 2)
+    """Else its tokens would be stored as those of what it was."""
     corpus, read = corpus_of(PAIRS), Corpus.__iter__
 
     def changed_midway(self):
@@ -306,131 +252,3 @@ def test_a_corpus_that_changes_while_it_is_read_is_told_and_not_kept(
     told = f"corpus tsv:{tmp_path / 'c.tsv'} has changed while it was read; start again"
     assert str(error.value) == told and stores_in(tmp_path / "cache") == []
     assert len(open_store(corpus, vocabulary, ANY, tmp_path / "cache")) == 301
-
-
-def test_a_corpus_that_fails_while_processes_work_ends_them(corpus_of, vocabulary, monkeypatch):
-    monkeypatch.setattr(token_store, "_CHUNK", 5)
-    corpus = corpus_of(PAIRS)
-    with pathlib.Path(corpus.name.partition(":")[2]).open("ab") as file:
-        file.write(b"no tab\n")
-    with pytest.raises(ValueError, match="line 301: no tab"):
-        list(tokenize(corpus, vocabulary, ANY, processes=2))
-    assert not token_store.multiprocessing.active_children()
-
-
-PARENT = """
-import itertools, os, sys
-from transformer_jax.data import token_store
-from transformer_jax.data.corpora import Corpus, Pair
-from transformer_jax.data.vocabulary import Vocabulary
-
-class Endless(Corpus):
-    def __iter__(self):
-        return itertools.repeat(Pair("ein Hund", "eine Katze"))
-
-if __name__ == "__main__":
-    token_store._CHUNK = 5
-    vocabulary = Vocabulary.train([], 0, "bytes")
-    chunks = token_store.tokenize(Endless("", "", ""), vocabulary, token_store.Filters(9), 2)
-    for number, chunk in enumerate(chunks):
-        if number == 10:
-            children = token_store.multiprocessing.active_children()
-            print(*(child.pid for child in children), flush=True)
-"""
-
-
-def running(pid: int) -> bool:
-    try:
-        return "\nState:\tZ" not in pathlib.Path(f"/proc/{pid}/status").read_text()
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-
-
-def knows_no_interrupts(pid: int) -> bool:
-    """Whether all threads of a process block the signal."""
-    masks = []
-    for path in pathlib.Path(f"/proc/{pid}/task").glob("*/status"):
-        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # the thread has ended
-            masks.append(int(re.search(r"SigBlk:\s*(\w+)", path.read_text())[1], 16))
-    return bool(masks) and all(mask & 1 << signal.SIGINT - 1 for mask in masks)
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
-def run(path: pathlib.Path, code: str, *arguments) -> subprocess.Popen:
-    """A program of its own, and a group of processes of its own."""
-    path.write_text(code)
-    root = str(pathlib.Path(token_store.__file__).parents[2])
-    return subprocess.Popen(
-        [sys.executable, path, *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=os.environ | {"PYTHONPATH": root},
-        start_new_session=True,
-    )
-
-
-def errors_of(process: subprocess.Popen) -> str:
-    """Of a process, which must end."""
-    try:
-        return process.communicate(timeout=60)[1]
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        raise
-
-
-@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="processes are looked up in /proc")
-@pytest.mark.parametrize("how", ["killed", "interrupted"])
-def test_workers_end_with_their_parent(tmp_path, how):
-    """Ctrl-C reaches all of them, from their very start, and is answered by one traceback."""
-    with run(tmp_path / "parent.py", PARENT) as parent:
-        workers = [int(pid) for pid in parent.stdout.readline().split()]
-        alive, deaf = list(map(running, workers)), list(map(knows_no_interrupts, workers))
-        if how == "killed":
-            parent.send_signal(signal.SIGKILL)
-        else:
-            os.killpg(parent.pid, signal.SIGINT)
-        told = errors_of(parent)
-    assert alive == deaf == [True, True]
-    assert told.count("KeyboardInterrupt") == told.count("Traceback") == (how == "interrupted")
-    wait_until(lambda: not any(map(running, workers)))
-
-
-WITHOUT_GUARD = """
-import pathlib, sys
-from transformer_jax.data import corpora, token_store
-from transformer_jax.data.vocabulary import Vocabulary
-
-token_store._cores = lambda: 2
-file, cache = sys.argv[1:]
-(pairs,) = corpora.parse_corpora(f"tsv:{file}", "en", "de")
-filters = token_store.Filters(100)
-try:
-    token_store.open_store(pairs, Vocabulary.train([], 0, "bytes"), filters, pathlib.Path(cache))
-except ValueError as error:
-    sys.exit(f"error: {error}")
-"""
-
-
-def test_a_program_without_a_guard_is_told_and_does_not_hang(tmp_path):
-    """Its workers import it, and would each begin what it does."""
-    (tmp_path / "c.tsv").write_text("ein Hund\teine Katze\n" * 30_001)
-    cache = tmp_path / "cache"
-    with run(tmp_path / "program.py", WITHOUT_GUARD, tmp_path / "c.tsv", cache) as program:
-        errors = errors_of(program)
-    assert program.returncode == 1 and "Traceback" not in errors
-    told = (
-        "error: a process that tokenised has died: for want of memory, or because the program that "
-        'trains does so outside of `if __name__ == "__main__":`\n'
-    )
-    assert errors.endswith(told)
-    # Before it, what the workers say, perhaps at once.
-    of_a_worker = 'error: what is run stands outside of `if __name__ == "__main__":`'
-    assert not errors.removesuffix(told).replace(of_a_worker, "").strip()
-    assert stores_in(cache) == []

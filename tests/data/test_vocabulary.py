@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from transformer_jax.data import vocabulary as vocabulary_module
 from transformer_jax.data.corpora import Pair, parse_corpora
-from transformer_jax.data.vocabulary import BOS, EOS, PAD, UNK, Vocabulary
+from transformer_jax.data.vocabulary import BOS, EOS, PAD, UNK, Vocabulary, draw_sample
 
 property_test = settings(max_examples=200, deadline=None)
 PAIRS = list(parse_corpora("numbers:valid", "en", "de", max_pairs=300)[0])
@@ -212,16 +212,17 @@ def test_what_is_learnt_from_a_sample_is_the_same_in_all_processes():
 def test_a_sample_is_of_all_texts_and_holds_each_once(size):
     corpora = [[Pair(f"a{i}", f"b{i}") for i in range(20)], [Pair(f"c{i}", "d") for i in range(10)]]
     texts = [text for corpus in corpora for pair in corpus for text in pair]
-    sample, number = vocabulary_module._sample(corpora, size)
-    assert number == 60 and len(sample) == min(size, 60)
-    assert not collections.Counter(sample) - collections.Counter(texts)
-    assert sample == vocabulary_module._sample(corpora, size)[0]
+    sample = draw_sample(corpora, "bpe", False, "identity", size)
+    assert sample.sizes == [20, 10] and len(sample.texts) == min(size, 60)
+    assert not collections.Counter(sample.texts) - collections.Counter(texts)
+    assert sample == draw_sample(corpora, "bpe", False, "identity", size)
+    assert sample.characters == set("abcd0123456789")
 
 
 def test_a_sample_favours_no_place():
     """Neither the first corpus nor the last: of tens, each gives a tenth."""
     corpora = [[Pair(f"{corpus}", f"{corpus}")] * 1000 for corpus in range(10)]
-    counts = collections.Counter(vocabulary_module._sample(corpora, 5000)[0])
+    counts = collections.Counter(draw_sample(corpora, "symbols", False, "identity", 5000).texts)
     assert len(counts) == 10 and all(430 < count < 570 for count in counts.values())
 
 
@@ -320,7 +321,7 @@ def test_a_foreign_model_is_told_what_symbols_are_wanted(tmp_path):
     )
     (tmp_path / "foreign.model").write_bytes(model.getvalue())
     with pytest.raises(
-        ValueError, match=r"foreign\.model has .*\(-1, 1, 2\); \(0, 1, 2\) was wanted"
+        ValueError, match=r"foreign\.model has .*\(-1, 1, 2\); expected \(0, 1, 2\)"
     ):
         Vocabulary.load(tmp_path / "foreign.model")
 

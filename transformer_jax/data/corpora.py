@@ -1,4 +1,4 @@
-"""Where sentence pairs come from: text files, TensorFlow Datasets, the built-in numbers.
+"""Sentence pairs of text files, public data sets, TensorFlow Datasets, the built-in numbers.
 
 A corpus is one string:
 
@@ -6,6 +6,9 @@ A corpus is one string:
   tsv:FILE          source, tab, target on each line; further columns are ignored
   tfds:NAME:SPLIT   a translation data set of TensorFlow Datasets, such as
                     tfds:wmt14_translate/de-en:train; read without TensorFlow
+  multi30k:SPLIT    train, valid or test (test_2016_flickr) of Multi30k, English and German image
+                    captions; downloaded into the cache
+  sacrebleu:NAME    a test set of sacrebleu, such as sacrebleu:wmt14; downloaded by it
   numbers:SPLIT     English number words and their translation: train, valid or test; spoken, to
                     train on short ones and on some without commas; or a range as in numbers:0-99
 
@@ -17,6 +20,7 @@ share of training:
 """
 
 import codecs
+import contextlib
 import dataclasses
 import functools
 import glob
@@ -31,10 +35,12 @@ import re
 import zlib
 from collections.abc import Callable, Iterator
 from importlib import metadata
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
+from transformer_jax.data import downloads
+from transformer_jax.data.file_hashes import FileHashes
 from transformer_jax.heartbeat import heartbeat
 from transformer_jax.storage import local_path
 
@@ -46,7 +52,7 @@ class Pair(NamedTuple):
     target: str
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(frozen=True)
 class Corpus:
     """One corpus of a mixture, or the only one.
 
@@ -56,7 +62,8 @@ class Corpus:
       weight: share of training, relative to the other corpora's; 0 = none was given.
       tag: what each source begins with, such as "<2de>"; "" = nothing.
       max_pairs: most pairs read; 0 = all.
-      size: number of pairs, once they were read to the end.
+      hashes: of its files, which are then hashed whenever they are read to the end; None = they
+        are read for `fingerprint` alone.
     """
 
     name: str
@@ -65,7 +72,7 @@ class Corpus:
     weight: float = 0.0
     tag: str = ""
     max_pairs: int = 0
-    size: int | None = None
+    hashes: FileHashes | None = dataclasses.field(default=None, compare=False)
 
     def __iter__(self) -> Iterator[Pair]:
         """The pairs in their order.
@@ -74,35 +81,59 @@ class Corpus:
           ValueError: the content is not what it should be; the message says where.
           FileNotFoundError: a file is missing.
         """
-        kind, _, rest = self.name.partition(":")
-        sides = _KINDS[kind][0](rest, self.source_language, self.target_language)
-        size = 0
-        for source, target in itertools.islice(sides, self.max_pairs or None):
-            # What is white space to Unicode is tokens to some vocabularies: left out as empty.
-            source, target = (side if side.strip() else "" for side in (source, target))
-            yield Pair(f"{self.tag} {source}" if self.tag and source else source, target)
-            size += 1
-        self.size = size
+        source = self._source()
+        opened = self.hashes.open if self.hashes else functools.partial(open, mode="rb")
+        with contextlib.ExitStack() as stack:
+            paths = source.files if source.is_text else ()
+            files = [stack.enter_context(opened(path)) for path in paths]
+            for pair in itertools.islice(source.pairs(files), self.max_pairs or None):
+                # What is white space to Unicode is tokens to some vocabularies: left out as empty.
+                text, target = (side if side.strip() else "" for side in pair)
+                yield Pair(f"{self.tag} {text}" if self.tag and text else text, target)
 
     def fingerprint(self) -> str:
         """A hash of all that the pairs depend on: equal for equal content."""
-        kind, _, rest = self.name.partition(":")
+        source, hashes = self._source(), self.hashes or FileHashes()
         languages = self.source_language, self.target_language
-        files, what = _KINDS[kind][1](rest, *languages)
-        known_by = kind, what, languages, self.tag, self.max_pairs
-        if not files:
-            known_by += (rest,)
-        result = hashlib.sha256(repr(known_by).encode())
+        known_by = source.kind, source.content, languages, self.tag, self.max_pairs
+        result = hashlib.sha256(repr(known_by + source.key).encode())
         with heartbeat(f"reading {self.name}"):
-            for path in files:
-                with open(path, "rb") as file:
-                    result.update(hashlib.file_digest(file, "sha256").digest())
+            for path in source.files:
+                result.update(bytes.fromhex(hashes[path]))
         return result.hexdigest()
 
+    @property
+    def is_hashed(self) -> bool:
+        """Whether `fingerprint` reads nothing."""
+        return bool(self.hashes) and None not in map(self.hashes.get, self._source().files)
+
     def check_unchanged(self, fingerprint: str) -> None:
-        """ValueError if the content is no longer that of an earlier fingerprint."""
+        """ValueError if the content, as last read to the end, is not that of a fingerprint."""
         if self.fingerprint() != fingerprint:
             raise ValueError(f"corpus {self.name} has changed while it was read; start again")
+
+    def _source(self) -> "_Source":
+        kind, _, rest = self.name.partition(":")
+        return _KINDS[kind](rest, self.source_language, self.target_language)
+
+
+class _Source(NamedTuple):
+    """What the pairs of a corpus are read from.
+
+    Attributes:
+      kind: of corpus.
+      files: that hold the pairs.
+      pairs: reads source and target texts, from the open files where `is_text`.
+      content: what else than the files they depend on.
+      key: of the fingerprint, beyond that.
+    """
+
+    kind: str
+    files: list[str]
+    pairs: Callable[[list[BinaryIO]], Iterator[tuple[str, str]]]
+    is_text: bool = True
+    content: Any = ""
+    key: tuple[str, ...] = ()
 
 
 def parse_corpora(
@@ -112,6 +143,7 @@ def parse_corpora(
     *,
     max_pairs: int = 0,
     language_tags: bool = False,
+    hashes: FileHashes | None = None,
 ) -> list[Corpus]:
     """The corpora of a string, which are one or a mixture of several.
 
@@ -120,25 +152,27 @@ def parse_corpora(
       source_language, target_language: of corpora that name none.
       max_pairs: most pairs of each; 0 = all.
       language_tags: begin each source with a tag of its target language.
+      hashes: as of `Corpus`.
     """
     corpora = []
     for item in re.split(rf"\s*,\s*(?=(?:{'|'.join(_KINDS)}):)", names.strip()):
-        corpus = Corpus(item, source_language, target_language, max_pairs=max_pairs)
-        while option := _OPTION.fullmatch(corpus.name):
+        name, source, target, weight = item, source_language, target_language, 0.0
+        while option := _OPTION.fullmatch(name):
+            name = option["name"]
             if option["weight"]:
-                corpus.weight = _weight(option["weight"], item)
+                weight = _weight(option["weight"], item)
             else:
-                corpus.source_language, corpus.target_language = option["source"], option["target"]
-            corpus.name = option["name"]
-        kind, _, rest = corpus.name.partition(":")
+                source, target = option["source"], option["target"]
+        kind, _, rest = name.partition(":")
         if kind not in _KINDS or not rest:
             raise ValueError(
-                f"corpus {item!r} is none of text:PREFIX, tsv:FILE, tfds:NAME:SPLIT, numbers:SPLIT"
+                f"corpus {item!r} is none of text:PREFIX, tsv:FILE, tfds:NAME:SPLIT, "
+                "multi30k:SPLIT, sacrebleu:NAME, numbers:SPLIT"
             )
         if kind in ("text", "tsv"):
-            corpus.name = f"{kind}:{local_path(rest)}"
-        corpus.tag = language_tag(corpus.target_language) if language_tags else ""
-        corpora.append(corpus)
+            name = f"{kind}:{local_path(rest)}"
+        tag = language_tag(target) if language_tags else ""
+        corpora.append(Corpus(name, source, target, weight, tag, max_pairs, hashes))
     if len({corpus.weight > 0 for corpus in corpora}) > 1:
         without = next(corpus.name for corpus in corpora if not corpus.weight)
         raise ValueError(f"corpus {without} has no weight, and others of {names!r} have one")
@@ -182,6 +216,12 @@ def open_text(path: str) -> BinaryIO:
     return _OPENERS.get(pathlib.Path(path).suffix, open)(path, "rb")
 
 
+def _unpacked(file: BinaryIO, path: str) -> BinaryIO:
+    """The content of an open file, by its suffix a compressed one."""
+    opener = _OPENERS.get(pathlib.Path(path).suffix)
+    return opener(file, "rb") if opener else file
+
+
 def raw_lines(file: BinaryIO, path: str) -> Iterator[bytes]:
     """The lines of a file of `open_text`; ValueError with the line where it is damaged."""
     count = 0
@@ -215,14 +255,13 @@ def text_of_line(line: bytes, number: int) -> tuple[str, str]:
     return text.replace("\0", "\ufffd"), f"not valid UTF-8 ({reason})"
 
 
-def _lines(path: str) -> Iterator[str]:
-    """The lines of a text file, without their ends."""
-    with open_text(path) as file:
-        for number, line in enumerate(raw_lines(file, path), 1):
-            text, wrong = text_of_line(line, number)
-            if wrong:
-                raise ValueError(f"{path}, line {number}: {wrong}")
-            yield text
+def _lines(file: BinaryIO, path: str) -> Iterator[str]:
+    """The lines of an open text file, without their ends."""
+    for number, line in enumerate(raw_lines(_unpacked(file, path), path), 1):
+        text, wrong = text_of_line(line, number)
+        if wrong:
+            raise ValueError(f"{path}, line {number}: {wrong}")
+        yield text
 
 
 def _text_files(prefix: str, *languages: str) -> list[str]:
@@ -264,26 +303,35 @@ def _hint(language: str) -> str:
     return f"; did you mean {known}?" if known else ""
 
 
-def _read_text(prefix: str, *languages: str) -> Iterator[tuple[str, str]]:
-    paths = _text_files(prefix, *languages)
-    sides = [_lines(path) for path in paths]
-    for number, pair in enumerate(itertools.zip_longest(*sides), 1):
-        if None in pair:
-            counts = [number - 1 if x is None else number + sum(1 for _ in side)
-                      for x, side in zip(pair, sides)]  # fmt: skip
-            raise ValueError(
-                f"sides of unequal length: {paths[0]} has {counts[0]} lines, "
-                f"{paths[1]} has {counts[1]}"
-            )
-        yield pair
+def _text(paths: list[str]) -> _Source:
+    """Two files, a sentence a line."""
+
+    def pairs(files: list[BinaryIO]) -> Iterator[tuple[str, str]]:
+        sides = list(map(_lines, files, paths))
+        for number, pair in enumerate(itertools.zip_longest(*sides), 1):
+            if None in pair:
+                counts = [
+                    number - 1 if text is None else number + sum(1 for _ in side)
+                    for text, side in zip(pair, sides)
+                ]
+                raise ValueError(
+                    f"sides of unequal length: {paths[0]} has {counts[0]} lines, "
+                    f"{paths[1]} has {counts[1]}"
+                )
+            yield pair
+
+    return _Source("text", paths, pairs)
 
 
-def _read_tsv(path: str, *_: str) -> Iterator[tuple[str, str]]:
-    for number, line in enumerate(_lines(path), 1):
-        columns = line.split("\t")
-        if len(columns) < 2:
-            raise ValueError(f"{path}, line {number}: no tab between source and target")
-        yield columns[0], columns[1]
+def _tsv(path: str, *_: str) -> _Source:
+    def pairs(files: list[BinaryIO]) -> Iterator[tuple[str, str]]:
+        for number, line in enumerate(_lines(files[0], path), 1):
+            columns = line.split("\t")
+            if len(columns) < 2:
+                raise ValueError(f"{path}, line {number}: no tab between source and target")
+            yield columns[0], columns[1]
+
+    return _Source("tsv", [path], pairs)
 
 
 _NUMBERS = 1_000_000
@@ -326,39 +374,41 @@ def _words_of(number: int, language: str) -> str:
     return num2words(number, lang=language)
 
 
-def _read_numbers(split: str, *languages: str) -> Iterator[tuple[str, str]]:
-    from num2words import CONVERTER_CLASSES
+def _numbers_source(split: str, *languages: str) -> _Source:
+    def pairs(_: list[BinaryIO]) -> Iterator[tuple[str, str]]:
+        from num2words import CONVERTER_CLASSES
 
-    numbers, without_commas = _numbers(split)
-    for language in languages:
-        if language not in CONVERTER_CLASSES:
-            raise ValueError(
-                f"num2words has no language {language!r}, only "
-                f"{', '.join(sorted(CONVERTER_CLASSES))}{_hint(language)}"
-            )
-    for number, without in zip(numbers.tolist(), without_commas):
-        try:
-            source, target = (_words_of(number, language) for language in languages)
-        except (TypeError, NotImplementedError, OverflowError) as error:
-            raise ValueError(f"num2words cannot say {number} in {languages}: {error}") from None
-        yield source.replace(",", "") if without else source, target
+        numbers, without_commas = _numbers(split)
+        for language in languages:
+            if language not in CONVERTER_CLASSES:
+                raise ValueError(
+                    f"num2words has no language {language!r}, only "
+                    f"{', '.join(sorted(CONVERTER_CLASSES))}{_hint(language)}"
+                )
+        for number, without in zip(numbers.tolist(), without_commas):
+            try:
+                source, target = (_words_of(number, language) for language in languages)
+            except (TypeError, NotImplementedError, OverflowError) as error:
+                raise ValueError(f"num2words cannot say {number} in {languages}: {error}") from None
+            yield source.replace(",", "") if without else source, target
 
-
-def _tfds(function: str) -> Callable:
-    def call(*arguments: str):
-        # TensorFlow Datasets takes a third of a second to import, in each process.
-        from transformer_jax.data import tfds
-
-        return getattr(tfds, function)(*arguments)
-
-    return call
+    versions = metadata.version("num2words"), np.__version__
+    return _Source("numbers", [], pairs, False, versions, (split,))
 
 
-# Of each kind, what reads its pairs, and what tells its content: files to be hashed, and
-# whatever else there is to say.
-_KINDS: dict[str, tuple[Callable, Callable]] = {
-    "text": (_read_text, lambda prefix, *languages: (_text_files(prefix, *languages), "")),
-    "tsv": (_read_tsv, lambda path, *_: ([path], "")),
-    "tfds": (_tfds("read_tfds"), _tfds("tfds_content")),
-    "numbers": (_read_numbers, lambda *_: ([], (metadata.version("num2words"), np.__version__))),
+def _tfds_source(rest: str, *languages: str) -> _Source:
+    # TensorFlow Datasets takes a third of a second to import.
+    from transformer_jax.data import tfds
+
+    files, name = tfds.tfds_content(rest, *languages)
+    return _Source("tfds", files, lambda _: tfds.read_tfds(rest, *languages), False, name)
+
+
+_KINDS: dict[str, Callable[..., _Source]] = {
+    "text": lambda prefix, *languages: _text(_text_files(prefix, *languages)),
+    "tsv": _tsv,
+    "tfds": _tfds_source,
+    "multi30k": lambda split, *languages: _text(downloads.multi30k_files(split, *languages)),
+    "sacrebleu": lambda name, *languages: _text(downloads.sacrebleu_files(name, *languages)),
+    "numbers": _numbers_source,
 }

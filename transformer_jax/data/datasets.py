@@ -13,10 +13,11 @@ import numpy as np
 from transformer_jax.config import Config, DataConfig
 from transformer_jax.data.batches import Batches
 from transformer_jax.data.corpora import Corpus, Pair, parse_corpora
+from transformer_jax.data.file_hashes import FileHashes
 from transformer_jax.data.packing import Growth, Shape, bucketed_rows, packed_rows
 from transformer_jax.data.subword_sampling import Resampler
 from transformer_jax.data.token_store import Filters, TokenStore, open_store
-from transformer_jax.data.vocabulary import Vocabulary
+from transformer_jax.data.vocabulary import Vocabulary, draw_sample, sample_size
 from transformer_jax.heartbeat import heartbeat
 from transformer_jax.storage import Writer, cache_folder, cached, local_folder
 
@@ -57,6 +58,7 @@ def load_data(
     cache = local_folder(data.cache_dir) if data.cache_dir else cache_folder("data")
     parse = functools.partial(
         parse_corpora,
+        hashes=FileHashes(cache),
         source_language=data.source_language,
         target_language=data.target_language,
         language_tags=data.language_tags,
@@ -84,8 +86,8 @@ def load_data(
     filters = Filters(data.max_length, data.max_length_ratio, data.drop_identical)
     train = [_open("training", corpus, vocabulary, filters, cache) for corpus in corpora]
     filters = Filters(data.max_length)
-    valid = [_open("validation", corpus, vocabulary, filters, cache) for corpus in valid_corpora]
     valid_pairs = [list(corpus) for corpus in valid_corpora]
+    valid = [_open("validation", corpus, vocabulary, filters, cache) for corpus in valid_corpora]
     for corpus in test_corpora:
         if next(iter(corpus), None) is None:
             raise ValueError(f"the test corpus {corpus.name} is empty")
@@ -119,21 +121,37 @@ def _trained_vocabulary(data: DataConfig, corpora: list[Corpus], cache: pathlib.
     """A vocabulary trained on the corpora, from the cache where it is there."""
     options = {"byte_fallback": data.byte_fallback, "normalization": data.normalization}
     options["tags"] = sorted({corpus.tag for corpus in corpora} - {""})
+    draw = functools.partial(
+        draw_sample,
+        corpora,
+        data.vocabulary_kind,
+        data.byte_fallback,
+        data.normalization,
+        sample_size(data.vocab_size),
+    )
+    first, from_text = None, data.vocabulary_kind != "bytes"
+    if from_text and not all(corpus.is_hashed for corpus in corpora):
+        # New files must be read for their hashes: this may serve to draw the sample, too.
+        with heartbeat("reading the training corpora"):
+            first = draw()
     contents = [corpus.fingerprint() for corpus in corpora]
-    key = [data.vocabulary_kind, data.vocab_size, options, contents]
 
     def train(writer: Writer) -> dict:
         logger.info("training a vocabulary, %s, of %d", data.vocabulary_kind, data.vocab_size)
-        for corpus in corpora:
-            if next(iter(corpus), None) is None:
-                raise ValueError(f"the training corpus {corpus.name} is empty")
         with heartbeat("training the vocabulary"):
-            vocabulary = Vocabulary.train(corpora, data.vocab_size, data.vocabulary_kind, **options)
+            sample = first or (draw() if from_text else None)
+            for corpus, size in zip(corpora, sample.sizes if sample else ()):
+                if not size:
+                    raise ValueError(f"the training corpus {corpus.name} is empty")
+            vocabulary = Vocabulary.train(
+                corpora, data.vocab_size, data.vocabulary_kind, **options, sample=sample
+            )
         for corpus, content in zip(corpora, contents):
             corpus.check_unchanged(content)
         writer.append("model", np.frombuffer(vocabulary.model, np.uint8))
         return {}
 
+    key = [data.vocabulary_kind, data.vocab_size, options, contents]
     entry = cached(cache, "vocabulary", key, "the vocabulary", train)
     return Vocabulary(entry.arrays["model"].tobytes())
 

@@ -1,16 +1,9 @@
-"""A corpus tokenised once, in parallel, into arrays on disk that are mapped into memory."""
+"""A corpus tokenised once into arrays on disk that are mapped into memory."""
 
 import collections
-import concurrent.futures
-import contextlib
-import gc
 import itertools
-import multiprocessing.connection
-import os
 import pathlib
-import signal
 import sys
-import threading
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -21,10 +14,9 @@ from transformer_jax.data.corpora import Corpus
 from transformer_jax.data.vocabulary import UNK, Vocabulary
 from transformer_jax.storage import Arrays, Writer, cached
 
-_FORMAT = 2  # of what is kept: with another number, older stores are not found
-_CHUNK = 5_000  # pairs tokenised in one call
+_FORMAT = 2  # of the stored arrays: stores of another format are not found
+_CHUNK = 20_000  # pairs tokenised in one call
 _LOST = 10  # characters that are named
-_CHUNKS_ALONE = 6  # fewer are done before other processes have started
 
 
 class Side(NamedTuple):
@@ -37,7 +29,7 @@ class Side(NamedTuple):
         return self.ids[self.offsets[index] : self.offsets[index + 1]]
 
     def lengths(self, start: int = 0, stop: int | None = None) -> np.ndarray:
-        """Tokens of each sentence from `start` to before `stop`, with the end symbol."""
+        """Tokens of each sentence from `start` to before `stop`, with EOS."""
         return np.diff(self.offsets[start : None if stop is None else stop + 1])
 
 
@@ -49,7 +41,7 @@ _COUNTED = ("pairs", *REASONS, "same") + tuple(
 
 
 class TokenStore(NamedTuple):
-    """The pairs of a corpus that can be trained on, each side closed by the end symbol.
+    """The pairs of a corpus that can be trained on, each side closed by EOS.
 
     Attributes:
       source, target: the two sides.
@@ -72,12 +64,12 @@ class TokenStore(NamedTuple):
 
     @property
     def left_out(self) -> str:
-        """How many pairs are not here, by reason, in words."""
+        """Summary of the filtered pairs by reason."""
         return ", ".join(f"{self.counts[r]:,} {r}" for r in REASONS if self.counts[r]) or "none"
 
     @property
     def altered(self) -> str:
-        """The share of targets that are altered, and the characters that they lose, in words."""
+        """Summary of the altered targets: their share, and the characters that they lose."""
         share = f"{self.counts['altered'] / max(len(self), 1):.2%}"
         lost = (f"{character!r} {count:,}" for character, count in self.lost.items())
         return " ".join([share, *([f"(lost: {', '.join(lost)})"] if self.lost else [])])
@@ -87,7 +79,7 @@ class Filters(NamedTuple):
     """Which pairs are left out, beside those with an empty side.
 
     Attributes:
-      max_length: most tokens of a side, the end symbol included.
+      max_length: most tokens of a side, EOS included.
       max_ratio: most tokens of one side for one of the other; 0 = any.
       drop_identical: leave out pairs with the same text on both sides.
     """
@@ -106,26 +98,23 @@ def open_store(
       ValueError, OSError: of the corpus, or of a cache folder that cannot be written.
     """
     content = corpus.fingerprint()
-    key = [_FORMAT, content, vocabulary.fingerprint(), *filters]
 
     def build(writer: Writer) -> dict[str, int]:
         counts = _write(tokenize(corpus, vocabulary, filters), writer, _dtype(vocabulary))
         corpus.check_unchanged(content)
         return counts
 
-    if getattr(multiprocessing.current_process(), "_inheriting", False):
-        # A child that runs the program again, to import it, would wait for its parent's lock.
-        raise ValueError('what is run stands outside of `if __name__ == "__main__":`')
+    key = [_FORMAT, content, vocabulary.fingerprint(), *filters]
     return _store(cached(cache, "tokens", key, f"the tokens of {corpus.name}", build))
 
 
-def _store(kept: Arrays) -> TokenStore:
+def _store(entry: Arrays) -> TokenStore:
     source, target = (
-        Side(kept.arrays[f"{side}_ids"], kept.arrays[f"{side}_offsets"])
+        Side(entry.arrays[f"{side}_ids"], entry.arrays[f"{side}_offsets"])
         for side in ("source", "target")
     )
-    counts = kept.record | {"altered": kept.notes["altered"]}
-    return TokenStore(source, target, counts, kept.checksum, kept.notes["lost"])
+    counts = entry.record | {"altered": entry.notes["altered"]}
+    return TokenStore(source, target, counts, entry.checksum, entry.notes["lost"])
 
 
 class Chunk(NamedTuple):
@@ -142,7 +131,7 @@ def _dtype(vocabulary: Vocabulary) -> np.dtype:
 
 
 def _write(chunks: Iterable[Chunk], writer: Writer, dtype: np.dtype) -> dict[str, int]:
-    """Appends all chunks, and notes what is lost; returns their counts.
+    """Appends all chunks and returns their counts; what is lost is a note.
 
     A run goes on with a store of the same tokens and counts, whatever is noted of it.
     """
@@ -164,143 +153,72 @@ def _write(chunks: Iterable[Chunk], writer: Writer, dtype: np.dtype) -> dict[str
     return {name: counts[name] for name in _COUNTED}
 
 
-def tokenize(
-    corpus: Corpus, vocabulary: Vocabulary, filters: Filters, processes: int | None = None
-) -> Iterator[Chunk]:
-    """Tokenises a corpus chunk by chunk, in order; a bar on stderr shows what takes long.
-
-    Memory does not grow with the corpus: only so many chunks are on their way as keep the
-    processes (None = one a core) busy.
-    """
+def tokenize(corpus: Corpus, vocabulary: Vocabulary, filters: Filters) -> Iterator[Chunk]:
+    """Tokenises a corpus chunk by chunk, in order; a bar on stderr shows what takes long."""
     pairs = iter(corpus)
-    # As sources and targets: a quarter of the time of pairs to send to another process.
-    chunks = iter(lambda: tuple(zip(*itertools.islice(pairs, _CHUNK))), ())
-    bar = tqdm(
-        total=corpus.size,
+    tag = f"{corpus.tag} " if corpus.tag else ""
+    with tqdm(
         unit=" pairs",
         desc=f"tokenising {corpus.name}",
         mininterval=0.5 if sys.stderr.isatty() else 10,
         delay=3,
+    ) as bar:
+        while chunk := list(itertools.islice(pairs, _CHUNK)):
+            yield _tokenize(*zip(*chunk), vocabulary, filters, tag)
+            bar.update(len(chunk))
+
+
+def _tokenize(
+    sources: Sequence[str],
+    targets: Sequence[str],
+    vocabulary: Vocabulary,
+    filters: Filters,
+    tag: str,
+) -> Chunk:
+    encoded = vocabulary.encode_sources(sources), vocabulary.encode(targets)
+    ids, lengths = zip(*(_flat(sentences, _dtype(vocabulary)) for sentences in encoded))
+    kept, counts = _filtered(sources, targets, lengths, filters, tag)
+    ids = tuple(x[np.repeat(kept, n)] for x, n in zip(ids, lengths))
+    for name, texts, side in zip(("source", "target"), (sources, targets), ids):
+        characters = np.fromiter(map(len, texts), np.int64, len(kept))
+        counts[f"{name} characters"] = int(characters[kept].sum())
+        counts[f"{name} unknown"] = int(np.count_nonzero(side == UNK))
+    lost: collections.Counter = collections.Counter()
+    for keep, text, decoded in zip(kept, targets, vocabulary.decode_all(encoded[1])):
+        if keep and decoded != text:
+            counts["altered"] += 1
+            lost += collections.Counter(text) - collections.Counter(decoded)
+    return Chunk(ids, tuple(x[kept] for x in lengths), counts, lost)
+
+
+def _flat(sentences: list[list[int]], dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:
+    """Ids of all sentences end to end, and their lengths."""
+    lengths = np.fromiter(map(len, sentences), np.int64, len(sentences))
+    flat = itertools.chain.from_iterable(sentences)
+    return np.fromiter(flat, dtype, int(lengths.sum())), lengths
+
+
+def _filtered(
+    sources: Sequence[str],
+    targets: Sequence[str],
+    lengths: Sequence[np.ndarray],
+    filters: Filters,
+    tag: str,
+) -> tuple[np.ndarray, collections.Counter]:
+    """Which pairs are kept, and how many are not by the first of `REASONS` that applies."""
+    shorter, longer = np.minimum(*lengths), np.maximum(*lengths)
+    # A side of spaces only is as empty as one without any.
+    empty = np.array([not (s.strip() and t.strip()) for s, t in zip(sources, targets)])
+    same = np.array([s == tag + t for s, t in zip(sources, targets)])
+    reasons = (
+        (shorter == 1) | empty,
+        longer > filters.max_length,
+        (filters.max_ratio > 0) & (longer > filters.max_ratio * shorter),
+        filters.drop_identical & same,
     )
-    make = vocabulary.model, filters, corpus.tag
-    with (
-        bar,
-        contextlib.closing(_in_order(chunks, processes, make)) as tokenized,
-    ):
-        for chunk in tokenized:
-            yield chunk
-            bar.update(chunk.counts["pairs"])
-
-
-def _in_order(
-    chunks: Iterator[tuple[Sequence[str], ...]],
-    processes: int | None,
-    make: tuple[bytes, Filters, str],
-) -> Iterator[Chunk]:
-    """Each chunk tokenised by a `Tokenizer` that is made of `make`."""
-    processes = processes or _cores()
-    first = list(itertools.islice(chunks, _CHUNKS_ALONE))
-    if len(first) < _CHUNKS_ALONE or processes == 1:
-        yield from itertools.starmap(Tokenizer(*make), itertools.chain(first, chunks))
-        return
-    # Not forked: JAX has threads, whose locks a forked process would wait for in vain.
-    with concurrent.futures.ProcessPoolExecutor(
-        processes, multiprocessing.get_context("spawn"), _start_worker, make
-    ) as pool:
-        running: collections.deque = collections.deque()
-        try:
-            for chunk in itertools.chain(first, chunks):
-                with _without_interrupts():
-                    running.append(pool.submit(_tokenize_in_worker, *chunk))
-                if len(running) > 2 * processes:
-                    yield running.popleft().result()
-            while running:
-                yield running.popleft().result()
-        except concurrent.futures.process.BrokenProcessPool:
-            raise ValueError(
-                "a process that tokenised has died: for want of memory, or because the program "
-                'that trains does so outside of `if __name__ == "__main__":`'
-            ) from None
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-
-@contextlib.contextmanager
-def _without_interrupts() -> Iterator[None]:
-    """Processes started here know no Ctrl-C: it is this one's to answer, and to end them."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _cores() -> int:
-    """Processor cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-class Tokenizer:
-    """Tokenises chunks of pairs."""
-
-    def __init__(self, model: bytes, filters: Filters, tag: str = ""):
-        """`tag` is what each source begins with, beside its text."""
-        self._vocabulary, self._filters = Vocabulary(model), filters
-        self._tag = f"{tag} " if tag else ""
-
-    def __call__(self, sources: Sequence[str], targets: Sequence[str]) -> Chunk:
-        texts = {"source": sources, "target": targets}
-        encoded = self._vocabulary.encode_sources(sources), self._vocabulary.encode(targets)
-        ids, lengths = zip(*map(self._flat, encoded))
-        blank = np.array([not (s.strip() and t.strip()) for s, t in zip(sources, targets)])
-        same = np.array([s == self._tag + t for s, t in zip(sources, targets)])
-        counts = collections.Counter(pairs=len(blank), same=int(same.sum()))
-        kept = np.ones(len(blank), bool)
-        for reason, applies in zip(REASONS, self._reasons(lengths, blank, same)):
-            counts[reason] = int((kept & applies).sum())
-            kept &= ~applies
-        ids = tuple(x[np.repeat(kept, n)] for x, n in zip(ids, lengths))
-        for name, side in zip(texts, ids):
-            characters = np.fromiter(map(len, texts[name]), np.int64, len(kept))
-            counts[f"{name} characters"] = int(characters[kept].sum())
-            counts[f"{name} unknown"] = int(np.count_nonzero(side == UNK))
-        lost: collections.Counter = collections.Counter()
-        for index, decoded in enumerate(self._vocabulary.decode_all(encoded[1])):
-            if kept[index] and decoded != targets[index]:
-                counts["altered"] += 1
-                lost += collections.Counter(targets[index]) - collections.Counter(decoded)
-        return Chunk(ids, tuple(x[kept] for x in lengths), counts, lost)
-
-    def _flat(self, encoded: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
-        """Ids of all sentences end to end, and their lengths."""
-        lengths = np.fromiter(map(len, encoded), np.int64, len(encoded))
-        flat = itertools.chain.from_iterable(encoded)
-        return np.fromiter(flat, _dtype(self._vocabulary), int(lengths.sum())), lengths
-
-    def _reasons(self, lengths: Sequence[np.ndarray], blank: np.ndarray, same: np.ndarray):
-        """To which pairs each of `REASONS` applies."""
-        shorter, longer = np.minimum(*lengths), np.maximum(*lengths)
-        # A side of blanks only is as empty as one without any.
-        yield (shorter == 1) | blank
-        yield longer > self._filters.max_length
-        yield (self._filters.max_ratio > 0) & (longer > self._filters.max_ratio * shorter)
-        yield self._filters.drop_identical & same
-
-
-_worker: Tokenizer
-
-
-def _start_worker(*make) -> None:
-    global _worker
-    _worker = Tokenizer(*make)
-    gc.disable()  # nothing here is cyclic, and the many lists of ids are looked through in vain
-
-    def end_with_parent() -> None:
-        multiprocessing.connection.wait([multiprocessing.parent_process().sentinel])
-        os._exit(1)
-
-    threading.Thread(target=end_with_parent, daemon=True).start()
-
-
-def _tokenize_in_worker(sources: Sequence[str], targets: Sequence[str]) -> Chunk:
-    return _worker(sources, targets)
+    kept = np.ones(len(same), bool)
+    counts = collections.Counter(pairs=len(same), same=int(same.sum()))
+    for reason, applies in zip(REASONS, reasons):
+        counts[reason] = int((kept & applies).sum())
+        kept &= ~applies
+    return kept, counts

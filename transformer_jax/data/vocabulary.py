@@ -1,10 +1,11 @@
 """The joint SentencePiece vocabulary: train, load, encode, decode.
 
-The only home of the special symbols: padding, start (<sos>), end (<eos>) and unknown. How text is
+The only home of the special symbols: padding, BOS (<sos>), EOS (<eos>) and unknown. How text is
 normalised is kept in the model itself, as the name of its normaliser.
 """
 
 import collections
+import functools
 import hashlib
 import io
 import itertools
@@ -14,8 +15,8 @@ import pathlib
 import random
 import re
 import unicodedata
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
 
 import sentencepiece
 from sentencepiece import sentencepiece_model_pb2 as protocol
@@ -59,7 +60,7 @@ class Vocabulary:
         ids = (self._processor.pad_id(), self._processor.bos_id(), self._processor.eos_id())
         if ids != (PAD, BOS, EOS):
             raise ValueError(
-                f"{name} has padding, start and end symbols {ids}; {(PAD, BOS, EOS)} was wanted "
+                f"{name} has padding, BOS and EOS {ids}; expected {(PAD, BOS, EOS)} "
                 "(spm_train --pad_id=0 --bos_id=1 --eos_id=2 --unk_id=3)"
             )
 
@@ -78,6 +79,7 @@ class Vocabulary:
         byte_fallback: bool = False,
         normalization: str = SOURCES_ALONE,
         tags: Sequence[str] = (),
+        sample: "Sample | None" = None,
     ) -> "Vocabulary":
         """Makes one vocabulary for both sides of the pairs (section 5.1 of the paper).
 
@@ -86,34 +88,29 @@ class Vocabulary:
           vocab_size: pieces, special symbols included; at most as many for "symbols".
           kind: "unigram" (Kudo 2018), "bpe" (Sennrich et al. 2016), "bytes" (raw UTF-8, for
             which corpora and vocab_size do not matter) or "symbols" (whatever stands between
-            blanks, the most frequent first).
+            spaces, the most frequent first).
           byte_fallback: spell what has no piece in bytes ("unigram" and "bpe"): all characters but
             the rarest have pieces. Without, all characters of the corpora have.
           normalization: one of `NORMALIZATIONS`: of sources alone, or a rule of SentencePiece for
             both sides ("unigram" and "bpe").
           tags: symbols that are one piece each, at the beginning of a text.
+          sample: of the corpora and these options, by `draw_sample`; None = it is drawn.
 
         Raises:
           ValueError: the text is too small for so many pieces, or for any.
         """
         if kind == "bytes":
             return cls(_byte_model(tags))
-        sources_alone = normalization == SOURCES_ALONE and kind != "symbols"
-        of_source = normalized_source if sources_alone else str
-        # More pieces need more text to be drawn from.
-        size = max(_SAMPLE_SENTENCES, _SENTENCES_A_PIECE * vocab_size)
+        draw = functools.partial(draw_sample, corpora, kind, byte_fallback, normalization)
+        size = sample_size(vocab_size)
         while True:
-            required = None if byte_fallback or kind == "symbols" else set()
-            texts, number = _sample(corpora, size, of_source, required)
-            if required and normalization not in (SOURCES_ALONE, "identity"):
-                rule = sentencepiece.SentencePieceNormalizer(rule_name=normalization)
-                required = set(rule.normalize("".join(sorted(required)))) - {_SPACE}
+            sample, drawn = None, sample or draw(size)
             if kind == "symbols":
-                return cls(_symbol_model(texts, vocab_size, tags))
+                return cls(_symbol_model(drawn.texts, vocab_size, tags))
             try:
-                return cls(_train(texts, tags, vocab_size, kind, required, normalization))
+                return cls(_train(drawn, tags, vocab_size, kind, normalization))
             except (RuntimeError, OSError) as error:
-                if "Vocabulary size too high" not in str(error) or size >= number:
+                if "Vocabulary size too high" not in str(error) or size >= 2 * sum(drawn.sizes):
                     raise ValueError(_explain(error, vocab_size, byte_fallback)) from None
                 size *= 2
 
@@ -151,7 +148,7 @@ class Vocabulary:
         return len(ids := self.encode([text])[0]) == 2 and ids[0] != UNK
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of each text, closed by the end symbol."""
+        """Token ids of each text, closed by EOS."""
         return self._processor.encode(list(texts), add_eos=True)
 
     def encode_sources(self, texts: Sequence[str]) -> list[list[int]]:
@@ -163,7 +160,7 @@ class Vocabulary:
         return normalized_source(text) if self.normalization == SOURCES_ALONE else text
 
     def nbest(self, text: str, size: int) -> list[list[int]]:
-        """The most probable segmentations of a text by a unigram vocabulary, no end symbol."""
+        """The most probable segmentations of a text by a unigram vocabulary, without EOS."""
         return self._processor.nbest_encode(text, nbest_size=size)
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -179,55 +176,75 @@ class Vocabulary:
         return [self._processor.id_to_piece(int(i)) for i in ids]
 
 
-def _sample(
-    corpora: Sequence[Iterable[Pair]],
-    size: int,
-    of_source: Callable[[str], str] = str,
-    characters: set[str] | None = None,
-) -> tuple[list[str], int]:
-    """At most `size` texts of all sides, drawn at random, and how many there are.
+class Sample(NamedTuple):
+    """What a vocabulary is learnt from.
 
-    Adds the characters of all texts, of those not drawn too, to `characters`.
+    Attributes:
+      texts: of both sides, drawn at random.
+      sizes: pairs of each corpus.
+      characters: of all texts, also of those not drawn, each of which gets a piece; None = those
+        of rare ones are spelt in bytes.
+    """
+
+    texts: list[str]
+    sizes: list[int]
+    characters: set[str] | None
+
+
+def sample_size(vocab_size: int) -> int:
+    """Texts of a first sample: more pieces need more text to be drawn from."""
+    return max(_SAMPLE_SENTENCES, _SENTENCES_A_PIECE * vocab_size)
+
+
+def draw_sample(
+    corpora: Sequence[Iterable[Pair]],
+    kind: str,
+    byte_fallback: bool,
+    normalization: str,
+    size: int,
+) -> Sample:
+    """At most `size` texts for `Vocabulary.train` with these options; reads the corpora once.
 
     Reservoir sampling (Vitter 1985, algorithm R). SentencePiece's own draws others in each
     process.
     """
-    chance, kept, number = random.Random(0), [], 0
-    pairs = itertools.chain(*corpora)
-    sides = itertools.chain.from_iterable((of_source(pair[0]), pair[1]) for pair in pairs)
-    for number, text in enumerate(sides, 1):
-        if characters is not None:
-            characters.update(text)
-        if number <= size:
-            kept.append(text)
-        elif (place := int(chance.random() * number)) < size:
-            kept[place] = text
-    return kept, number
+    sources_alone = normalization == SOURCES_ALONE and kind != "symbols"
+    normalize = normalized_source if sources_alone else str
+    characters = None if byte_fallback or kind == "symbols" else set()
+    chance, texts, sizes, number = random.Random(0), [], [], 0
+    for corpus in corpora:
+        first = number
+        for source, target in corpus:
+            for text in normalize(source), target:
+                number += 1
+                if characters is not None:
+                    characters.update(text)
+                if number <= size:
+                    texts.append(text)
+                elif (index := int(chance.random() * number)) < size:
+                    texts[index] = text
+        sizes.append((number - first) // 2)
+    if characters and normalization not in (SOURCES_ALONE, "identity"):
+        rule = sentencepiece.SentencePieceNormalizer(rule_name=normalization)
+        characters = set(rule.normalize("".join(sorted(characters)))) - {_SPACE}
+    return Sample(texts, sizes, characters)
 
 
 _SPECIAL = {PAD: "<pad>", BOS: "<sos>", EOS: "<eos>", UNK: "<unk>"}
 
 
 def _train(
-    texts: list[str],
-    tags: Sequence[str],
-    vocab_size: int,
-    kind: str,
-    required: set[str] | None,
-    normalization: str,
+    sample: Sample, tags: Sequence[str], vocab_size: int, kind: str, normalization: str
 ) -> bytes:
-    """A SentencePiece model of the texts; RuntimeError where there can be none.
-
-    Each of the `required` characters has a piece; None: rare ones are spelt in bytes.
-    """
-    model = io.BytesIO()
-    chunks = (_CHUNK.findall(text.replace(_RESERVED, " ")) for text in texts if text.strip())
+    """A SentencePiece model of a sample; RuntimeError where there can be none."""
+    model, required = io.BytesIO(), sample.characters
+    chunks = (_CHUNK.findall(text.replace(_RESERVED, " ")) for text in sample.texts if text.strip())
     as_written = normalization in (SOURCES_ALONE, "identity")
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=itertools.chain.from_iterable(chunks),
         model_writer=model,
         num_threads=16,  # the pieces depend on their number: the same everywhere
-        # With its blank, as it stands in a text: without, the blank would be a piece before it.
+        # With its space, as it stands in a text: without, the space would be a piece before it.
         user_defined_symbols=[f"{_SPACE}{tag}" for tag in tags],
         pad_id=PAD,
         bos_id=BOS,
@@ -290,7 +307,7 @@ def _symbol_model(texts: list[str], vocab_size: int, tags: Sequence[str]) -> byt
 
 
 def _byte_model(tags: Sequence[str]) -> bytes:
-    """A SentencePiece model that spells all text in bytes, blanks as they are."""
+    """A SentencePiece model that spells all text in bytes, spaces as they are."""
     model, types = _empty_model(), protocol.ModelProto.SentencePiece
     model.trainer_spec.model_type = protocol.TrainerSpec.BPE
     model.trainer_spec.byte_fallback = True
