@@ -1,96 +1,13 @@
-"""The notebook: what it names exists, what it shows is its own, and it runs from top to bottom.
+"""The notebook: what it names exists, its outputs are its own, and it runs from top to bottom."""
 
-    python tests/test_notebook.py
-
-runs it and keeps what it shows, as these tests want it kept.
-"""
-
-import base64
-import hashlib
 import importlib
-import io
-import os
-import pathlib
 import re
-import sys
-import tempfile
 
 import nbformat
 import pytest
-from jupyter_client import AsyncKernelManager
-from jupyter_client.kernelspec import KernelSpec
-from nbclient import NotebookClient
-from PIL import Image
+from rerun_notebook import NOTEBOOK, code_cells, digest, joined, run
 
-NOTEBOOK = pathlib.Path(__file__).parents[1] / "notebooks" / "attention.ipynb"
 _MACHINE = re.compile(r"/(?:tmp|root|home|work|usr|var|Users)/|site-packages|\b[A-Z]:\\")
-
-
-class ThisPython(AsyncKernelManager):
-    """A kernel of the running interpreter, whatever kernels are installed."""
-
-    @property
-    def kernel_spec(self) -> KernelSpec:
-        argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
-        return KernelSpec(argv=argv, display_name="Python 3", language="python")
-
-
-def run(book: nbformat.NotebookNode, folder: str | os.PathLike) -> None:
-    """Runs a notebook in a fresh kernel, in a folder of its own; an error in a cell is raised."""
-    environment = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "MPLBACKEND")}
-    # Frozen modules make a debugger, which is never used here, say so on stderr.
-    environment["PYDEVD_DISABLE_FILE_VALIDATION"] = "1"
-    resources = {"metadata": {"path": str(folder)}}
-    client = NotebookClient(
-        book, km=ThisPython(), timeout=1200, resources=resources, record_timing=False
-    )
-    client.execute(env=environment)
-
-
-def digest(book: nbformat.NotebookNode) -> str:
-    """Of the code that the outputs come from."""
-    sources = "\0".join(cell.source for cell in code_cells(book))
-    return hashlib.sha256(sources.encode()).hexdigest()
-
-
-def strip(book: nbformat.NotebookNode) -> None:
-    """Leaves of a notebook that has just run what does not depend on where and when it ran."""
-    for cell in code_cells(book):
-        cell.metadata = {}
-        cell.outputs = joined(cell.outputs)
-        for output in cell.outputs:
-            if "metadata" in output:
-                output.metadata = {}
-            if "image/png" in output.get("data", {}):
-                output.data["image/png"] = smaller(output.data["image/png"])
-    book.metadata = {
-        "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
-        "language_info": {"name": "python"},
-        "sources_sha256": digest(book),
-    }
-
-
-def smaller(png: str) -> str:
-    """A picture in 128 colours, about half as large."""
-    kept = io.BytesIO()
-    with Image.open(io.BytesIO(base64.b64decode(png))) as image:
-        image.convert("RGB").quantize(128).save(kept, "PNG", optimize=True)
-    return base64.b64encode(kept.getvalue()).decode()
-
-
-def joined(outputs: list) -> list:
-    """The outputs, with pieces of one stream put together."""
-    kept: list = []
-    for output in outputs:
-        if kept and output.output_type == "stream" and output.name == kept[-1].get("name"):
-            kept[-1].text += output.text
-        else:
-            kept.append(output)
-    return kept
-
-
-def code_cells(book: nbformat.NotebookNode) -> list:
-    return [cell for cell in book.cells if cell.cell_type == "code"]
 
 
 def texts(book: nbformat.NotebookNode) -> list[str]:
@@ -156,7 +73,7 @@ def test_its_terms_are_given_in_korean_too(book):
     text = "\n".join(texts(book))
     for term in "어텐션 은닉 인코더 디코더 쿼리 소프트맥스 분산 마스크 패딩 학습률".split():
         assert term in text
-    # Fonts of pictures may lack the script.
+    # Fonts of figures may lack the script.
     assert not re.search(r"[\uac00-\ud7a3]", "\n".join(cell.source for cell in code_cells(book)))
 
 
@@ -182,7 +99,7 @@ def test_what_it_shows_is_clean(book):
     assert NOTEBOOK.stat().st_size < 390_000
 
 
-def test_it_shows_pictures_and_a_page(book):
+def test_it_shows_figures_and_a_page(book):
     shown = [kind for kinds_of_cell in kinds(book).values() for kind in kinds_of_cell]
     assert sum("image/png" in kind for kind in shown) >= 14
     assert sum("text/html" in kind for kind in shown) == 1
@@ -196,12 +113,3 @@ def test_it_runs_from_top_to_bottom_anywhere_and_leaves_nothing_behind(book, tmp
     run(again, tmp_path)
     assert kinds(again) == kinds(book)
     assert list(tmp_path.iterdir()) == []
-
-
-if __name__ == "__main__":
-    notebook = nbformat.read(NOTEBOOK, as_version=4)
-    with tempfile.TemporaryDirectory() as elsewhere:
-        run(notebook, elsewhere)
-    strip(notebook)
-    nbformat.validate(notebook)
-    nbformat.write(notebook, NOTEBOOK)
