@@ -5,7 +5,8 @@ from fontTools.fontBuilder import FontBuilder
 from fontTools.pens.ttGlyphPen import TTGlyphPen
 from matplotlib import font_manager
 
-from transformer_jax.figures.figures import Figure, font_families
+from transformer_jax.figures.figures import Figure
+from transformer_jax.figures.fonts import find_new_fonts, font_families
 
 HANGUL = "\uac00\ub098"
 USUAL = font_families([])
@@ -13,12 +14,16 @@ USUAL = font_families([])
 
 @pytest.fixture
 def install(tmp_path, monkeypatch):
-    """Adds fonts, by family and characters, to those that matplotlib brings with it."""
+    """Installs fonts, by family and characters, beside those that matplotlib brings with it."""
     entries = [e for e in font_manager.fontManager.ttflist if e.name.startswith("DejaVu Sans")]
     monkeypatch.setattr(font_manager.fontManager, "ttflist", entries)
+    paths = [str(tmp_path / "broken.ttf")]
+    (tmp_path / "broken.ttf").write_bytes(b"no font")
+    monkeypatch.setattr(font_manager, "findSystemFonts", lambda: paths)
+    find_new_fonts.cache_clear()
 
     def install(family: str, characters: str) -> None:
-        font_manager.fontManager.addfont(_font(tmp_path / f"{family}.ttf", family, characters))
+        paths.append(_font(tmp_path / f"{family}.ttf", family, characters))
 
     return install
 

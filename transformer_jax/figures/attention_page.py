@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import jinja2
 import numpy as np
 
+from transformer_jax.figures.figures import KINDS
 from transformer_jax.figures.labels import begins_word, label, right_to_left, text_of
 from transformer_jax.storage import atomic_write
 
@@ -114,7 +115,7 @@ class AttentionLines:
 
 def _sentence(attention: "Attention") -> dict[str, Any]:
     """What the page holds of a sentence pair."""
-    kinds = {name: getattr(attention, name) for name in ("encoder", "decoder", "cross")}
+    kinds = {name: getattr(attention, name) for name in KINDS}
     return {
         "text": text_of(attention.source_tokens),
         "source": _line(attention.source_tokens),

@@ -7,17 +7,18 @@ top, for right-to-left scripts too; each label by itself is written as its scrip
 
 import io
 import os
-import re
-import unicodedata
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
+import matplotlib.figure
 import numpy as np
-from matplotlib import figure, font_manager, rc_context, rcParams
+from matplotlib import rc_context
 from matplotlib.axes import Axes
+from matplotlib.image import AxesImage
 from matplotlib.patches import Rectangle
 
 from transformer_jax.config import Config
+from transformer_jax.figures.fonts import font_families
 from transformer_jax.figures.labels import label
 from transformer_jax.storage import local_path
 
@@ -29,15 +30,9 @@ KINDS = ("encoder", "decoder", "cross")
 
 _MAX_INCHES = 100.0  # of a side: 15,000 pixels
 _MARGIN = 2.0  # inches for labels and title; what they leave empty is cropped
-# Fonts of many scripts: of Linux, macOS and Windows.
-_WIDE_FONTS = (
-    "Noto Sans Symbols 2, Droid Sans Fallback, WenQuanYi Zen Hei, NanumGothic, UnDotum, "
-    "Arial Unicode MS, Apple SD Gothic Neo, Hiragino Sans, PingFang SC, "
-    "Malgun Gothic, Yu Gothic, Microsoft YaHei, Nirmala UI, Segoe UI Symbol"
-).split(", ")
 
 
-class Figure(figure.Figure):
+class Figure(matplotlib.figure.Figure):
     """A figure that a notebook shows also where pyplot was never imported."""
 
     def _repr_png_(self) -> bytes:
@@ -98,7 +93,8 @@ def alignment_figure(alignment: "Alignment") -> Figure:
         )
     figure = _figure(len(columns) * 0.35 + _MARGIN, len(rows) * 0.35 + _MARGIN)
     axes = figure.add_subplot()
-    image = _heat_map(axes, alignment.weights, rows, columns, font_families(rows + columns))
+    style = _label_style(rows + columns, 9)
+    image = _heat_map(axes, alignment.weights, rows, columns, style, alignment.weights.max())
     for source, target in alignment.links:
         corner = source - 0.5, target - 0.5
         axes.add_patch(Rectangle(corner, 1, 1, fill=False, edgecolor="#d9480f", linewidth=2))
@@ -154,7 +150,7 @@ def schedule_figure(config: Config) -> Figure:
     return figure
 
 
-def save(figure: figure.Figure, path: str | os.PathLike) -> None:
+def save(figure: matplotlib.figure.Figure, path: str | os.PathLike) -> None:
     """Writes a figure in the format of its suffix: .png, .svg, .pdf and others of matplotlib's.
 
     An SVG keeps text as text, drawn with the fonts of whoever looks at it.
@@ -165,26 +161,6 @@ def save(figure: figure.Figure, path: str | os.PathLike) -> None:
     """
     with rc_context({"svg.fonttype": "none"}):
         figure.savefig(local_path(path), dpi=150, bbox_inches="tight")
-
-
-def font_families(texts: Iterable[str]) -> list[str]:
-    """The usual font families, then installed ones for scripts that those may lack.
-
-    Matplotlib draws each character with the first that has it, and warns where none has.
-    """
-    scripts = {
-        re.split("[ -]", unicodedata.name(character, "NONE"))[0].capitalize()
-        for character in set("".join(texts))
-        if not character.isascii()
-    }
-    # The shapes of Chinese characters differ by country.
-    country = "KR" if "Hangul" in scripts else "JP" if scripts & {"Hiragana", "Katakana"} else "SC"
-    wanted = [f"Noto {style} {script}" for script in sorted(scripts) for style in ("Sans", "Serif")]
-    if scripts & {"Cjk", "Hangul", "Hiragana", "Katakana", "Fullwidth", "Ideographic"}:
-        wanted = [f"Noto Sans CJK {country}", *wanted]
-    installed = set(font_manager.get_font_names())
-    fallbacks = [name for name in (*wanted, *_WIDE_FONTS) if name in installed]
-    return [*rcParams["font.family"], *(fallbacks if scripts else ())]
 
 
 def _weights(attention: "Attention", kind: str, layer: int) -> np.ndarray:
@@ -240,7 +216,7 @@ def _attention_maps(
     )
     rows = source if kind == "encoder" else reads
     columns = reads if kind == "decoder" else source
-    families = font_families(source + reads + predicts)
+    style = _label_style(source + reads + predicts, fontsize)
     across = min(len(weights_HTM), 4)
     down = -(-len(weights_HTM) // across)
     width, height = (cell * count + 0.3 for count in (len(columns), len(rows)))
@@ -249,7 +225,7 @@ def _attention_maps(
         axes = figure.add_subplot(down, across, head + 1)
         left, right, top = head % across == 0, (head + 1) % across == 0, head < across
         shown = rows if left else [], columns if top else []
-        image = _heat_map(axes, weights_TM, *shown, families, fontsize, weights_HTM.max())
+        image = _heat_map(axes, weights_TM, *shown, style, weights_HTM.max())
         axes.set_xlabel(names[head])
         if kind != "encoder" and left:
             axes.set_ylabel("reads")
@@ -258,12 +234,15 @@ def _attention_maps(
             outer.tick_params(length=0)
             outer.spines[:].set_visible(False)
             outer.set_ylabel("predicts")
-            outer.set_yticks(
-                range(len(rows)), predicts, fontfamily=families, fontsize=fontsize, parse_math=False
-            )
+            outer.set_yticks(range(len(predicts)), predicts, **style)
     figure.suptitle(title)
     figure.colorbar(image, ax=figure.axes, label="weight", shrink=0.8, pad=0.02)
     return figure
+
+
+def _label_style(texts: Sequence[str], fontsize: float) -> dict[str, Any]:
+    # Without mathematics: a dollar is a dollar.
+    return {"fontfamily": font_families(texts), "fontsize": fontsize, "parse_math": False}
 
 
 def _heat_map(
@@ -271,12 +250,10 @@ def _heat_map(
     weights_TM: np.ndarray,
     rows: Sequence[str],
     columns: Sequence[str],
-    families: Sequence[str],
-    fontsize: float = 9,
-    highest: float | None = None,
-):
+    style: dict[str, Any],
+    highest: float,
+) -> AxesImage:
     """Draws weights, labelled on the left and on top; an empty list leaves labels out."""
-    style = {"fontfamily": families, "fontsize": fontsize, "parse_math": False}  # a $ is a $
     image = axes.imshow(weights_TM, cmap="Blues", vmin=0, vmax=highest, interpolation="nearest")
     axes.tick_params(length=0, top=True, labeltop=True, bottom=False, labelbottom=False)
     axes.set_yticks(range(len(rows)), rows, **style)
