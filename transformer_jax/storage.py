@@ -113,38 +113,28 @@ class Writer:
 
     def __init__(self, folder: pathlib.Path):
         self._folder = folder
-        self._files: dict[str, IO] = {}
         self._entries: dict[str, dict] = {}
         self.notes: dict[str, Any] = {}
 
     def append(self, name: str, values: np.ndarray) -> None:
         """Adds values at the end of an array; the first ones decide its dtype."""
-        with _writing(self._folder.parent):
-            if name not in self._files:
-                self._files[name] = (self._folder / name).open("wb")
-                self._entries[name] = {"dtype": values.dtype.str, "length": 0, "crc32": 0}
-            entry = self._entries[name]
-            data = np.ascontiguousarray(values, entry["dtype"]).view(np.uint8)
-            self._files[name].write(data)
+        new = {"dtype": values.dtype.str, "length": 0, "crc32": 0}
+        entry = self._entries.setdefault(name, new)
+        data = np.ascontiguousarray(values, entry["dtype"]).view(np.uint8)
+        with _writing(self._folder.parent), (self._folder / name).open("ab") as file:
+            file.write(data)
         entry["length"] += len(values)
         entry["crc32"] = zlib.crc32(data, entry["crc32"])
 
     def finish(self, record: dict[str, Any]) -> None:
-        """Writes what is still buffered, and the record."""
+        """Writes the record; a crash from now on leaves no holes."""
         meta = {"arrays": self._entries, "record": record, "notes": self.notes}
         meta["crc32"] = zlib.crc32(json.dumps(meta).encode())
-        with _writing(self._folder.parent):
-            for file in self._files.values():
-                file.flush()
+        for name in self._entries:
+            with (self._folder / name).open("rb") as file:
                 os.fsync(file.fileno())
-            with atomic_write(self._folder / _META) as file:
-                file.write(json.dumps(meta, indent=2) + "\n")
-
-    def close(self) -> None:
-        """Closes the files, even those that can no longer be written."""
-        for file in self._files.values():
-            with contextlib.suppress(OSError):
-                file.close()
+        with atomic_write(self._folder / _META) as file:
+            file.write(json.dumps(meta, indent=2) + "\n")
 
 
 def cached(
@@ -191,9 +181,10 @@ def _build(folder: pathlib.Path, build: Callable[[Writer], dict[str, Any]]) -> N
     try:
         with _writing(folder.parent):
             aside.mkdir()
-        with contextlib.closing(Writer(aside)) as writer:
-            writer.finish(build(writer))
+        writer = Writer(aside)
+        record = build(writer)
         with _writing(folder.parent):
+            writer.finish(record)
             try:
                 aside.rename(folder)
             except OSError:

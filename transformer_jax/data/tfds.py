@@ -53,12 +53,12 @@ def _prepare(rest: str, languages: tuple[str, str]) -> tuple[tfds.core.DatasetBu
     # A name may end in a version, name:1.0.0, and a split may hold colons, train[:10%].
     match = re.fullmatch(r"(\w[^:]*(?::[\d*]+\.[\d*]+\.[\d*]+)?):(.+)", rest)
     if not match:
-        raise ValueError(f"corpus 'tfds:{rest}' names no split: tfds:NAME:SPLIT was wanted")
+        raise ValueError(f"corpus 'tfds:{rest}' names no split: expected tfds:NAME:SPLIT")
     name, split = match.groups()
-    with _building(name):
+    with _without_tensorflow(name):
         builder = tfds.builder(name, file_format="array_record")
-    key = _find_texts(builder, languages)
-    with _building(name):
+    key = _text_feature(builder, languages)
+    with _without_tensorflow(name):
         builder.download_and_prepare()
     try:
         if not builder.info.splits[split].num_examples:
@@ -69,81 +69,67 @@ def _prepare(rest: str, languages: tuple[str, str]) -> tuple[tfds.core.DatasetBu
     return builder, split, key
 
 
-def _find_texts(builder: tfds.core.DatasetBuilder, languages: tuple[str, str]) -> str:
+def _text_feature(builder: tfds.core.DatasetBuilder, languages: tuple[str, str]) -> str:
+    """The feature that holds the languages, "" for the record; ValueError where there is none."""
     features, configs = builder.info.features, ", ".join(builder.builder_configs)
-    name = f"tfds:{builder.name}" + (f"/{builder.builder_config_name}" if configs else "")
     nested = [key for key in features if isinstance(features[key], _KINDS)]
     key = nested[0] if len(nested) == 1 else ""
-    texts = features[key] if key else features
-    known = texts.languages if key else list(texts)
+    known = features[key].languages if key else list(features)
     for language in languages:
         if language not in known:
-            if not isinstance(texts, _KINDS):
-                raise ValueError(f"{name} is no translation data set: it has {', '.join(known)}")
             hint = f"; the configurations of {builder.name} are {configs}" if configs else ""
-            raise ValueError(f"{name} has no language {language!r}, only {', '.join(known)}{hint}")
+            raise ValueError(
+                f"tfds:{builder.name} has no texts in {language!r}, only {', '.join(known)}{hint}"
+            )
     return key
 
 
 @contextlib.contextmanager
-def _building(name: str) -> Iterator[None]:
-    """Without TensorFlow, with its data sets' output on stderr and their errors explained."""
+def _without_tensorflow(name: str) -> Iterator[None]:
+    """TensorFlow Datasets with stand-ins for TensorFlow, output on stderr, one-sentence errors."""
     # Downloading and extracting need TensorFlow for these alone; ftp is left to urllib then.
     files = SimpleNamespace(
         compat=SimpleNamespace(as_text=str),
         errors=SimpleNamespace(UnimplementedError=AttributeError),
         io=SimpleNamespace(gfile=SimpleNamespace(GFile=open)),
     )
-    kept = [(vars(module), dict(vars(module))) for module in (downloader, extractor)]
+    saved = [(vars(module), dict(vars(module))) for module in (downloader, extractor)]
     extractor.tf = downloader.tf = files
     downloader.MAX_RETRIES = _RETRIES
     try:
         with contextlib.redirect_stdout(sys.stderr):
             yield
     except Exception as error:
-        raise _explained(name, error) from error
+        chain = [error]
+        while cause := chain[-1].__cause__ or chain[-1].__context__:
+            chain.append(cause)
+        for cause in chain:
+            archive = re.match("Error while extracting (.+?) to ", str(cause))
+            if archive and not getattr(cause.__cause__, "errno", 0):  # it is damaged
+                # Without this file the download is not taken for whole.
+                pathlib.Path(f"{archive[1]}.INFO").unlink(missing_ok=True)
+        kind = OSError if isinstance(error, (OSError, tfds.download.DownloadError)) else ValueError
+        raise kind(f"tfds:{name} cannot be prepared: {_reason(name, error)}") from error
     finally:
-        for names, values in kept:
+        for names, values in saved:
             names.update(values)
+
+
+def _reason(name: str, error: Exception) -> str:
+    data_set = name.partition(":")[0].partition("/")[0]
+    if isinstance(error, tfds.core.DatasetNotFoundError):
+        known = tfds.list_builders(with_community_datasets=False)
+        near = difflib.get_close_matches(data_set, sorted(known), n=3) or ["another"]
+        return f"there is no data set {data_set}; did you mean {' or '.join(near)}?"
+    if "BuilderConfig" in str(error):
+        known = ", ".join(tfds.builder_cls(data_set).builder_configs) or "one without a name"
+        return f"it has no such configuration, only {known}"
+    return (
+        f"{_sentence(error)} (prepared elsewhere, with file_format=array_record, it is read from "
+        "TFDS_DATA_DIR)"
+    )
 
 
 def _sentence(error: BaseException) -> str:
     text = re.sub(r'^Failed to construct dataset .*?}": ', "", str(error).strip())
     return re.sub(r"\s*\n[\s*]*", " ", text) or type(error).__name__
-
-
-def _explained(name: str, error: Exception) -> ValueError | OSError:
-    data_set, _, config = name.partition(":")[0].partition("/")
-    if isinstance(error, tfds.core.DatasetNotFoundError):
-        known = set(tfds.list_builders(with_community_datasets=False))
-        near = difflib.get_close_matches(data_set, sorted(known), n=3)
-        hint = f"; did you mean {' or '.join(near)}?" if near else ""
-        return ValueError(f"TensorFlow Datasets has no {data_set!r}{hint}")
-    if "BuilderConfig" in str(error):
-        known = ", ".join(tfds.builder_cls(data_set).builder_configs) or "one without a name"
-        return ValueError(f"tfds:{data_set} has no configuration {config!r}, only {known}")
-    if "File format is already set" in str(error):
-        return ValueError(
-            f"tfds:{name} is prepared in another format than array_record, which alone is read "
-            "without TensorFlow: remove it, or set TFDS_DATA_DIR to another directory"
-        )
-    chain = [error]
-    while cause := chain[-1].__cause__ or chain[-1].__context__:
-        chain.append(cause)
-    for cause in chain:
-        if isinstance(cause, ImportError) and (cause.name or "").startswith("tensorflow"):
-            return ValueError(
-                f"tfds:{name} cannot be prepared without TensorFlow: its builder needs it "
-                f"({cause}); prepare it where TensorFlow is installed, with "
-                "file_format=array_record, and read it here"
-            )
-        if isinstance(cause, OSError) and hasattr(cause, "request"):  # an error of requests
-            source = f" from {cause.request.url}" if cause.request else ""
-            return OSError(f"tfds:{name} cannot be downloaded{source}: {_sentence(chain[-1])}")
-        if isinstance(cause, extractor.ExtractError):
-            archive = re.match("Error while extracting (.+?) to ", str(cause))
-            if archive and not getattr(cause.__cause__, "errno", 0):  # it is damaged
-                # Without this file the download is not taken for whole.
-                pathlib.Path(f"{archive[1]}.INFO").unlink(missing_ok=True)
-    kind = OSError if isinstance(error, (OSError, tfds.download.DownloadError)) else ValueError
-    return kind(f"tfds:{name} cannot be prepared: {_sentence(error)}")
