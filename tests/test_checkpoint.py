@@ -1,5 +1,6 @@
 """Checkpoints: bit-exact, checked, kept, averaged, and told of when they are missing."""
 
+import errno
 import logging
 import pathlib
 import shutil
@@ -7,11 +8,13 @@ import shutil
 import jax
 import ml_dtypes
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
+from builders import tiny_config
 
 from transformer_jax.checkpoint import (
     Checkpoints,
-    abstract_model,
+    DamagedError,
     checksum,
     flatten,
     load_run,
@@ -20,6 +23,7 @@ from transformer_jax.checkpoint import (
 from transformer_jax.config import Config
 from transformer_jax.decoding.options import SearchOptions
 from transformer_jax.decoding.translator import Translator
+from transformer_jax.model.build import abstract_model
 from transformer_jax.training.loop import train
 
 # Reads that tensorstore still has under way when one fails end in a closed event loop.
@@ -38,7 +42,7 @@ def tree(seed: int = 0):
     }
 
 
-def write(workdir, steps: dict[int, float | list[float] | None], keep: int = 10) -> None:
+def write(workdir, steps: dict[int, list[float] | None], keep: int = 10) -> None:
     checkpoints = Checkpoints(workdir, keep, create=True)
     for step, score in steps.items():
         checkpoints.save(step, tree(step), {"count": np.int32(step)}, {"step": step}, score)
@@ -70,7 +74,7 @@ def test_flatten_names_arrays_by_path_and_unflatten_is_its_inverse():
 def test_parameters_of_a_model_have_readable_names():
     config = Config()
     config.model.num_layers = 1
-    _, shapes = abstract_model(config, 100)
+    _, shapes = abstract_model(config.model, 100)
     names = [name for name, _ in jax.tree_util.tree_flatten_with_path(shapes)[0]]
     flat = flatten(jax.tree.map(lambda x: np.zeros(x.shape[:0]), shapes))
     assert len(flat) == len(names)
@@ -104,7 +108,7 @@ def test_what_is_restored_is_equal_to_the_bit(saved):
         assert got.dtype == wanted.dtype and got.shape == wanted.shape
         assert got.tobytes() == wanted.tobytes()
     assert trees["optimizer"]["count"] == 2
-    assert saved.run_state(1)["step"] == 1 and saved.steps() == [2, 1]
+    assert trees["run"]["step"] == 2 and saved.steps() == [2, 1]
 
 
 def test_saving_takes_a_copy_at_once(tmp_path):
@@ -117,12 +121,9 @@ def test_saving_takes_a_copy_at_once(tmp_path):
     checkpoints.close()
 
 
-@pytest.mark.parametrize(
-    "scores",
-    [(1.0, 5.0, 2.0, None, 3.0), ([0.0, 9.0], [5.0, 2.0], [5.0, 1.0], None, [0.0, 10.0])],
-    ids=["one number, as older versions saved", "the first that differs counts"],
-)
-def test_the_latest_and_the_best_are_kept(tmp_path, scores):
+def test_the_latest_and_the_best_are_kept(tmp_path):
+    """Of scores the first number that differs counts."""
+    scores = [0.0, 9.0], [5.0, 2.0], [5.0, 1.0], None, [0.0, 10.0]
     write(tmp_path, dict(enumerate(scores, 1)), keep=2)
     checkpoints = Checkpoints(tmp_path)
     assert checkpoints.steps() == [5, 4, 2] and checkpoints.best_step() == 2
@@ -135,38 +136,83 @@ def test_without_an_evaluation_none_is_best(saved):
 
 
 def test_a_step_saved_again_has_its_score(tmp_path):
-    write(tmp_path, {1: 2.0, 2: None})
-    write(tmp_path, {2: 3.0})
+    write(tmp_path, {1: [2.0], 2: None})
+    write(tmp_path, {2: [3.0]})
     checkpoints = Checkpoints(tmp_path)
     assert checkpoints.steps() == [2, 1] and checkpoints.best_step() == 2
     checkpoints.close()
 
 
-def test_a_flipped_bit_is_found(saved):
+def flip_a_bit(folder):
     kernel = tree(2)["layers"][0]["kernel"].tobytes()
-    path = data_file(saved.folder / "2" / "params", kernel[:64])
+    path = data_file(folder / "params", kernel[:64])
     content = bytearray(path.read_bytes())
     content[content.index(kernel[:64]) + 5] ^= 1
     path.write_bytes(content)
-    with pytest.raises(ValueError, match=r"checkpoints/2 is damaged") as error:
+
+
+def truncate(folder):
+    path = data_file(folder / "params", tree(2)["layers"][0]["kernel"].tobytes()[:64])
+    path.write_bytes(path.read_bytes()[:100])
+
+
+def spoil_metadata(folder):
+    (folder / "params/_METADATA").write_text('{"tree_met')
+
+
+def spoil_run(folder):
+    (folder / "run/metadata").write_text('{"step": ')
+
+
+@pytest.mark.parametrize("damage", [flip_a_bit, truncate, spoil_metadata, spoil_run])
+def test_damage_is_found(saved, damage):
+    damage(saved.folder / "2")
+    with pytest.raises(DamagedError, match=r"checkpoints/2 is damaged") as error:
         saved.restore(2, params=tree())
     assert "\n" not in str(error.value)
-    saved.restore(2, optimizer={"count": np.int32(0)})
+    if damage is flip_a_bit:
+        saved.restore(2, optimizer={"count": np.int32(0)})
     saved.restore(1, params=tree())
 
 
-def test_truncated_data_is_found(saved):
-    kernel = tree(2)["layers"][0]["kernel"].tobytes()
-    path = data_file(saved.folder / "2" / "params", kernel[:64])
-    path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(ValueError, match=r"checkpoints/2 is damaged"):
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (OSError(errno.EIO, "a hiccup of the network"), OSError),
+        (MemoryError(), MemoryError),
+        (Exception("an array"), OSError),
+        (FileNotFoundError(errno.ENOENT, "no file"), DamagedError),
+    ],
+    ids=repr,
+)
+def test_only_damage_is_called_damage(saved, error, expected, monkeypatch):
+    def fail(*_, **__):
+        if type(error) is Exception:  # as TensorStore and Orbax tell of EIO
+            raise error from ValueError("Failed to read [os_error_code='5']")
+        raise error
+
+    monkeypatch.setattr(ocp.CheckpointManager, "restore", fail)
+    with pytest.raises(expected) as found:
         saved.restore(2, params=tree())
+    assert isinstance(found.value, DamagedError) == (expected is DamagedError)
 
 
-def test_a_damaged_checkpoint_set_aside_leaves_its_step_free(tmp_path):
+@pytest.mark.parametrize("change", ["name", "shape"])
+def test_a_checkpoint_of_another_model_is_not_damaged(saved, change):
+    other = tree()
+    if change == "name":
+        other["number"] = other.pop("count")
+    else:
+        other["layers"][0]["kernel"] = np.zeros((64, 66), np.float32)
+    with pytest.raises(ValueError, match="is of another model: .* has shape .*, expected") as error:
+        saved.restore(2, params=other)
+    assert not isinstance(error.value, DamagedError)
+
+
+def test_a_damaged_checkpoint_in_quarantine_leaves_its_step_free(tmp_path):
     write(tmp_path, {1: None, 2: None})
     checkpoints = Checkpoints(tmp_path, create=True)
-    checkpoints.set_aside(2)
+    checkpoints.quarantine(2)
     assert checkpoints.steps() == [1]
     assert (checkpoints.folder / "damaged-2").is_dir()
     checkpoints.close()
@@ -187,29 +233,35 @@ def test_a_replacement_cut_short_loses_nothing(tmp_path):
     checkpoints.close()
 
 
-def test_damaged_scores_set_one_checkpoint_aside(tmp_path, caplog):
-    """Orbax reads all scores at once: one of them damaged would stop everything."""
-    write(tmp_path, {1: 1.0, 2: 2.0})
-    (tmp_path / "checkpoints/2/metrics/metrics").write_bytes(b"")
-    with caplog.at_level(logging.WARNING):
-        checkpoints = Checkpoints(tmp_path)
-    assert checkpoints.steps() == [1] and checkpoints.best_step() == 1
-    assert "metrics/metrics is damaged" in caplog.text and "damaged-2" in caplog.text
+def test_a_checkpoint_with_a_damaged_score_is_read_but_not_best(tmp_path, caplog):
+    """Orbax reads all scores at once, of temporary folders too: one damaged would stop all."""
+    write(tmp_path, {1: [1.0], 2: [2.0]})
+    under_way = tmp_path / "checkpoints/7.orbax-checkpoint-tmp/metrics"
+    under_way.mkdir(parents=True)
+    for metrics in (under_way, tmp_path / "checkpoints/2/metrics"):
+        (metrics / "metrics").write_bytes(b"")
+    before = files(tmp_path)
+    checkpoints = Checkpoints(tmp_path)
+    assert checkpoints.steps() == [2, 1] and checkpoints.best_step() == 1
+    checkpoints.restore(2, params=tree())
     checkpoints.close()
+    assert files(tmp_path) == before
+    assert "metrics/metrics is damaged" in caplog.text
+    checkpoints = Checkpoints(tmp_path, create=True)
+    assert checkpoints.steps() == [1] and checkpoints.best_step() == 1
+    assert "damaged-2" in caplog.text
+    checkpoints.close()
+
+
+def files(folder: pathlib.Path) -> dict:
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """A run of six updates with checkpoints of steps 2, 4 and 6, none evaluated."""
     workdir = tmp_path_factory.mktemp("run")
-    config = Config()
-    config.model.num_layers, config.model.model_dim, config.model.num_heads = 1, 16, 2
-    config.model.feed_forward_dim = 16
-    config.data.train, config.data.max_pairs = "numbers:train", 300
-    config.data.vocab_size, config.data.vocabulary_kind = 100, "bpe"
-    config.data.byte_fallback = False
-    config.data.tokens_per_batch = 512
-    config.training.num_steps, config.training.save_every, config.training.log_every = 6, 2, 3
+    config = tiny_config(training={"save_every": 2, "log_every": 3})
     assert train(config, workdir).status == 0
     return workdir
 
@@ -242,7 +294,7 @@ def test_an_average_is_the_mean_of_the_last(trained):
         mean = np.mean([step[name] for step in steps], axis=0, dtype=np.float64)
         np.testing.assert_allclose(leaf, mean, rtol=1e-6, atol=1e-9)
         assert leaf.dtype == np.float32
-    with pytest.raises(ValueError, match="3 sound checkpoints of 3 tried; 4 was wanted"):
+    with pytest.raises(ValueError, match="3 sound checkpoints of 3 tried; expected 4"):
         load_run(trained, average=4)
 
 
@@ -313,9 +365,6 @@ def test_what_is_missing_is_told(run, tmp_path):
 
 
 def test_loading_changes_nothing_in_the_run(run):
-    def files():
-        return {path: path.stat().st_mtime_ns for path in run.rglob("*")}
-
-    before = files()
+    before = files(run)
     load_run(run, "best", 2)
-    assert files() == before
+    assert files(run) == before

@@ -37,7 +37,7 @@ from transformer_jax.storage import (
     lock,
 )
 from transformer_jax.training.dry_run import dry_run
-from transformer_jax.training.workdir import check_owner, load_data
+from transformer_jax.training.run import check_owner, load_data
 
 
 def of_config(tmp_path, group: str, field: str, path: str):

@@ -6,13 +6,15 @@ checksum of each array item, because Orbax restores flipped bytes without a word
 """
 
 import contextlib
+import errno
 import json
 import logging
 import os
 import pathlib
+import re
 import shutil
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import jax
@@ -24,7 +26,7 @@ from orbax.checkpoint import checkpoint_managers
 from transformer_jax.config import Config
 from transformer_jax.data.vocabulary import Vocabulary
 from transformer_jax.devices import check_devices
-from transformer_jax.model.build import build
+from transformer_jax.model.build import abstract_model
 from transformer_jax.storage import local_folder
 
 CONFIG_FILE, VOCABULARY_FILE, FOLDER = "config.json", "vocabulary.model", "checkpoints"
@@ -34,9 +36,13 @@ logger = logging.getLogger(__name__)
 _ITEMS = ("params", "optimizer", "run")
 
 
+class DamagedError(ValueError):
+    """A checkpoint cannot be read, or is not what was saved."""
+
+
 @contextlib.contextmanager
 def quiet_orbax() -> Iterator[None]:
-    """Only errors of Orbax are told: it warns of what is meant, reading only and no score."""
+    """Suppresses Orbax's warnings: it warns of a manager that only reads, and of missing scores."""
     absl = logging.getLogger("absl")
     level = absl.level
     absl.setLevel(logging.ERROR)
@@ -47,23 +53,38 @@ def quiet_orbax() -> Iterator[None]:
 
 
 def flatten(tree: Any) -> dict[str, np.ndarray]:
-    """Arrays of a tree by path, such as "encoder.0.self_attention.query.kernel"; host copies."""
+    """Host copies of a tree's arrays by path, as in "encoder.0.self_attention.query.kernel"."""
     return {name: np.array(leaf) for name, leaf in _named(tree)}
 
 
 def unflatten(like: Any, arrays: dict[str, Any]) -> Any:
-    """The tree of the shape of `like` whose leaves are `arrays`, by path."""
+    """The tree of the structure of `like` whose leaves are `arrays`, by path."""
     leaves = [arrays[name] for name, _ in _named(like)]
     return jax.tree.unflatten(jax.tree.structure(like), leaves)
 
 
 def _named(tree: Any) -> list[tuple[str, Any]]:
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-    # An NNX variable ends its path with ".value", which names nothing.
+    # The path of an NNX variable ends in ".value", which names nothing.
     return [
         (jax.tree_util.keystr(path, simple=True, separator=".").removesuffix(".value"), leaf)
         for path, leaf in leaves
     ]
+
+
+def shapes_of(tree: Any) -> dict[str, tuple[int, ...]]:
+    """Shapes of a tree's arrays by path."""
+    return {name: tuple(leaf.shape) for name, leaf in _named(tree)}
+
+
+def check_shapes(what: str, shapes: dict, expected: dict) -> None:
+    """ValueError, naming the first that differs, where the shapes are not the expected ones."""
+    for name in sorted(shapes.keys() | expected.keys()):
+        if shapes.get(name) != expected.get(name):
+            raise ValueError(
+                f"{what} is of another model: {name} has shape {shapes.get(name)}, expected "
+                f"{expected.get(name)}"
+            )
 
 
 def checksum(arrays: dict[str, np.ndarray]) -> int:
@@ -80,56 +101,70 @@ class Checkpoints:
     """The checkpoints of a workdir."""
 
     def __init__(self, workdir: str | os.PathLike, keep: int = 1, *, create: bool = False):
-        """Keeps the latest `keep` and the best one; writes nothing unless `create`."""
+        """Keeps the latest `keep` and the best one; only reads unless `create`."""
         self.folder = pathlib.Path(workdir).resolve() / FOLDER
         self._manager = None
-        self._mend(create)
-        policy = checkpoint_managers.AnyPreservationPolicy(
-            [
-                checkpoint_managers.LatestN(keep),
-                checkpoint_managers.BestN(
-                    get_metric_fn=_score, n=1, keep_checkpoints_without_metrics=False
-                ),
-            ]
-        )
+        # Lightweight: without the scores, of which a damaged one would stop Orbax.
         options = ocp.CheckpointManagerOptions(
-            best_fn=_score,
-            preservation_policy=policy,
-            save_decision_policy=checkpoint_managers.FixedIntervalPolicy(1),
-            create=create,
-            read_only=not create,
+            create=False, read_only=True, lightweight_initialize=True
         )
+        if create:
+            self._repair()
+            latest = checkpoint_managers.LatestN(keep)
+            best = checkpoint_managers.BestN(
+                get_metric_fn=_score, n=1, keep_checkpoints_without_metrics=False
+            )
+            options = ocp.CheckpointManagerOptions(
+                best_fn=_score,
+                preservation_policy=checkpoint_managers.AnyPreservationPolicy([latest, best]),
+                save_decision_policy=checkpoint_managers.FixedIntervalPolicy(1),
+                create=True,
+            )
         if create or self.folder.is_dir():
             self._manager = ocp.CheckpointManager(self.folder, item_names=_ITEMS, options=options)
 
-    def _mend(self, create: bool) -> None:
-        """Ends a replacement that was cut short; sets aside what Orbax would stumble over."""
-        if create:
-            for aside in self.folder.glob("replaced-*"):
-                step = self.folder / aside.name.removeprefix("replaced-")
-                shutil.rmtree(aside) if step.exists() else aside.rename(step)
-        # Orbax reads all scores before anything else, and one damaged file stops it.
-        for path in self.folder.glob("[0-9]*/metrics/metrics"):
+    def _repair(self) -> None:
+        """Completes an interrupted overwrite; quarantines steps whose score cannot be read."""
+        for replaced in self.folder.glob("replaced-*"):
+            step = self.folder / replaced.name.removeprefix("replaced-")
+            shutil.rmtree(replaced) if step.exists() else replaced.rename(step)
+        # Orbax reads all scores before anything else, and a damaged file stops it.
+        for step, score in self._scores().items():
+            if score is None:
+                self.quarantine(step)
+
+    def _scores(self) -> dict[int, list[float] | None]:
+        """The score of each step that has been evaluated; None where it cannot be read."""
+        scores = {}
+        for path in self.folder.glob("*/metrics/metrics"):
+            name = path.parent.parent.name
+            if not name.isdecimal():  # Orbax's temporary folders, as of a save under way
+                continue
             try:
-                json.loads(path.read_bytes())
-            except ValueError:
+                scores[int(name)] = _score(json.loads(path.read_bytes()))
+            except FileNotFoundError:  # deleted meanwhile by the process that trains
+                continue
+            except (ValueError, KeyError, TypeError):
                 logger.warning("%s is damaged", path)
-                self.set_aside(int(path.parent.parent.name))
+                scores[int(name)] = None
+        return scores
 
     def steps(self) -> list[int]:
         """Steps that have a checkpoint, the latest first."""
         return sorted(self._manager.all_steps(), reverse=True) if self._manager else []
 
     def best_step(self) -> int | None:
-        """The step evaluated best, or None where none was evaluated."""
-        return self._manager.best_step() if self._manager else None
+        """The step with the highest score, the latest of equals; None without an evaluation."""
+        steps = self.steps()
+        scores = {step: x for step, x in self._scores().items() if x and step in steps}
+        return max(scores, key=lambda step: (scores[step], step), default=None)
 
     def save(
-        self, step: int, params: Any, optimizer: Any, run: dict, score: list[float] | None
+        self, step: int, params: Any, opt_state: Any, run: dict, score: list[float] | None
     ) -> None:
-        """Starts to write a checkpoint; the best is that with the highest `score`, as a list."""
+        """Starts to write a checkpoint; the best is the one with the highest `score`."""
         # Host copies: the next step donates the arrays while Orbax still writes.
-        items = {"params": flatten(params), "optimizer": flatten(optimizer)}
+        items = {"params": flatten(params), "optimizer": flatten(opt_state)}
         run = run | {"checksums": {name: checksum(item) for name, item in items.items()}}
         replaced = self.folder / f"replaced-{step}"
         if step in self._manager.all_steps():  # saved when its evaluation was interrupted
@@ -147,62 +182,65 @@ class Checkpoints:
             self.wait()
             shutil.rmtree(replaced)
 
-    def run_state(self, step: int) -> dict:
-        """The `run` item of a checkpoint."""
-        return self._manager.restore(step, args=ocp.args.Composite(run=ocp.args.JsonRestore()))[
-            "run"
-        ]
-
     def restore(self, step: int, **like: Any) -> dict[str, Any]:
-        """Items of a checkpoint as trees of host arrays, shaped as their keyword arguments.
+        """The `run` item, and others as trees of host arrays, structured as keyword arguments.
 
         Raises:
-          ValueError: the checkpoint is damaged, with the reason.
+          DamagedError: the checkpoint cannot be read, or fails its checksum.
+          ValueError: it is of another model.
+          OSError, MemoryError: reading failed, which says nothing of the checkpoint.
         """
-        abstract = {
-            item: {
-                name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=_one_device())
-                for name, leaf in _named(tree)
-            }
+        device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        arguments = {
+            item: ocp.args.StandardRestore(
+                {
+                    name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device)
+                    for name, leaf in _named(tree)
+                }
+            )
             for item, tree in like.items()
         }
+        arguments["run"] = ocp.args.JsonRestore()
         try:
-            self._check_files(step, ("run", *like))
-            run = self.run_state(step)
-            arguments = {
-                item: ocp.args.StandardRestore(shapes) for item, shapes in abstract.items()
-            }
-            restored = self._manager.restore(step, args=ocp.args.Composite(**arguments))
-            trees = {}
-            for item, tree in like.items():
-                arrays = {name: np.asarray(x) for name, x in restored[item].items()}
-                if checksum(arrays) != run["checksums"][item]:
-                    raise ValueError(f"the {item} are not what was saved (checksum)")
-                trees[item] = unflatten(tree, arrays)
-        # Orbax and tensorstore raise errors of many kinds for a damaged file.
-        except Exception as error:
-            reason = " ".join(str(error).split())[:200]
-            raise ValueError(
-                f"checkpoint {self.folder / str(step)} is damaged: {type(error).__name__}: {reason}"
-            ) from error
+            with _damage_told(self.folder / str(step)):
+                self._check_files(step, arguments)
+                restored = self._manager.restore(step, args=ocp.args.Composite(**arguments))
+                trees = {"run": restored["run"]}
+                for item, tree in like.items():
+                    arrays = {name: np.asarray(x) for name, x in restored[item].items()}
+                    if checksum(arrays) != trees["run"]["checksums"][item]:
+                        raise ValueError(f"the {item} are not what was saved (checksum)")
+                    trees[item] = unflatten(tree, arrays)
+        except DamagedError:
+            self._check_model(step, like)
+            raise
         return trees
 
-    def _check_files(self, step: int, items: tuple[str, ...]) -> None:
+    def _check_model(self, step: int, like: dict[str, Any]) -> None:
+        """ValueError where arrays have other names or shapes, which to Orbax is an error too."""
+        for item, tree in like.items():
+            try:
+                stored = self._manager.item_metadata(step)[item].items()
+            except Exception:  # damaged indeed
+                return
+            stored = {name: tuple(array.shape) for name, array in stored}
+            check_shapes(f"checkpoint {self.folder / str(step)}", stored, shapes_of(tree))
+
+    def _check_files(self, step: int, items: Iterable[str]) -> None:
         """Finds files that are missing or empty, at which Orbax's threads print tracebacks."""
         for item in items:
             folder = self.folder / str(step) / item
             files = [path for path in folder.rglob("*") if path.is_file()]
             empty = [path for path in files if not path.stat().st_size]
             if not files or empty:
-                what = f"{empty[0]} is empty" if empty else f"{folder} has no file"
-                raise ValueError(what)
+                raise ValueError(f"{empty[0]} is empty" if empty else f"{folder} has no file")
 
-    def set_aside(self, step: int) -> None:
+    def quarantine(self, step: int) -> None:
         """Renames a damaged checkpoint, so that its step can be saved again."""
         names = (f"damaged-{step}{suffix}" for suffix in ("", *map("-{}".format, range(2, 100))))
-        aside = next(self.folder / name for name in names if not (self.folder / name).exists())
-        (self.folder / str(step)).rename(aside)
-        logger.warning("checkpoint %d is set aside, as %s", step, aside.name)
+        free = next(self.folder / name for name in names if not (self.folder / name).exists())
+        (self.folder / str(step)).rename(free)
+        logger.warning("checkpoint %d is set aside, as %s", step, free.name)
         if self._manager:
             self._manager.reload()
 
@@ -216,12 +254,30 @@ class Checkpoints:
             self._manager.close()
 
 
-def _score(metrics: dict[str, list[float] | float]) -> list[float]:
-    return np.atleast_1d(metrics["score"]).tolist()  # one number in older checkpoints
+def _score(metrics: dict[str, list[float]]) -> list[float]:
+    return metrics["score"]
 
 
-def _one_device() -> jax.sharding.Sharding:
-    return jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+@contextlib.contextmanager
+def _damage_told(folder: pathlib.Path) -> Iterator[None]:
+    """Raises DamagedError for all errors but those of the machine: of I/O and of memory."""
+    try:
+        yield
+    # Orbax and TensorStore raise errors of many kinds for a damaged file.
+    except Exception as error:
+        cause: BaseException | None = error
+        while cause:
+            # TensorStore raises ValueError, with the number of the system's error in its text.
+            if found := re.search(r"os_error_code='(\d+)'", str(cause)):
+                cause = OSError(int(found[1]), os.strerror(int(found[1])), str(folder))
+            if isinstance(cause, MemoryError) or "RESOURCE_EXHAUSTED" in str(cause):
+                raise
+            if isinstance(cause, OSError) and cause.errno not in (None, errno.ENOENT):
+                raise cause from error
+            cause = cause.__cause__ or cause.__context__
+        reason = " ".join(str(error).split())[:200]
+        message = f"checkpoint {folder} is damaged: {type(error).__name__}: {reason}"
+        raise DamagedError(message) from error
 
 
 def read_config(workdir: pathlib.Path) -> Config:
@@ -231,11 +287,6 @@ def read_config(workdir: pathlib.Path) -> Config:
         return Config.from_json(path.read_text())
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
-
-
-def abstract_model(config: Config, vocab_size: int) -> tuple[nnx.GraphDef, Any]:
-    """Graph definition and parameter shapes of a config's model, without any memory."""
-    return nnx.split(nnx.eval_shape(lambda: build(config.model, vocab_size, rngs=nnx.Rngs(0))))
 
 
 @quiet_orbax()
@@ -260,7 +311,7 @@ def load_run(
         raise FileNotFoundError(f"{workdir} is not the workdir of a run: it has no {CONFIG_FILE}")
     config = read_config(workdir)
     vocabulary = Vocabulary.load(workdir / VOCABULARY_FILE)
-    graphdef, shapes = abstract_model(config, len(vocabulary))
+    graphdef, shapes = abstract_model(config.model, len(vocabulary))
     checkpoints = Checkpoints(workdir)
     try:
         candidates = _candidates(checkpoints, workdir, checkpoint if average == 1 else "last")
@@ -268,7 +319,7 @@ def load_run(
         for step in candidates:
             try:
                 sound[step] = checkpoints.restore(step, params=shapes)["params"]
-            except ValueError as error:
+            except DamagedError as error:
                 logger.warning("%s", error)
             if len(sound) == average:
                 break
@@ -276,8 +327,8 @@ def load_run(
         checkpoints.close()
     if len(sound) < average:
         raise ValueError(
-            f"{workdir} has {len(sound)} sound checkpoints of {len(candidates)} tried; "
-            f"{average} was wanted"
+            f"{workdir} has {len(sound)} sound checkpoints of {len(candidates)} tried; expected "
+            f"{average}"
         )
     if list(sound) != candidates[:average]:
         logger.warning("using step %s instead", ", ".join(map(str, sound)))

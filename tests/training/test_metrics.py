@@ -118,10 +118,12 @@ def test_a_resumed_log_drops_later_steps_and_a_half_written_line(tmp_path):
 def test_tensorboard_gets_the_numbers(tmp_path):
     pytest.importorskip("tensorboardX")
     log = MetricLog(tmp_path, 0)
-    log.write(1, {"loss": 1.5, "signature": "text"})
+    log.write(1, {"loss": 1.5, "signature": "text", "epochs": [0.5, 0.25]})
     log.close()
     assert len(lines(tmp_path)) == 1
-    assert any(b"loss" in file.read_bytes() for file in (tmp_path / "tensorboard").iterdir())
+    (events,) = (file.read_bytes() for file in (tmp_path / "tensorboard").iterdir())
+    assert all(name in events for name in (b"loss", b"epochs/0", b"epochs/1"))
+    assert b"signature" not in events
 
 
 @pytest.mark.usefixtures("no_tensorboard")

@@ -10,11 +10,11 @@ SECONDS = 20  # that no wait here takes unless something is wrong
 
 
 class Maker:
-    """Makes numbers, each only once it is allowed; says when it begins."""
+    """Makes numbers, each only once it is allowed; knows those that were begun."""
 
-    def __init__(self, fails_at: int | None = None):
+    def __init__(self, fails_at: int | None = None, allowed: int = 1000):
         self.fails_at, self.begun, self.threads = fails_at, [], set()
-        self._allowed = threading.Semaphore(0)
+        self._allowed = threading.Semaphore(allowed)
         self._changed = threading.Condition()
 
     def __call__(self, number: int) -> int:
@@ -35,55 +35,32 @@ class Maker:
         with self._changed:
             assert self._changed.wait_for(lambda: number in self.begun, SECONDS)
 
-    @property
-    def thread(self) -> threading.Thread:
-        (thread,) = self.threads
-        return thread
-
-
-def closed(prefetcher: Prefetcher, maker: Maker) -> bool:
-    """Closes it in a thread, which need not come to an end; whether both do."""
-    closing = threading.Thread(target=prefetcher.close, daemon=True)
-    closing.start()
-    closing.join(SECONDS)
-    return not closing.is_alive() and not maker.thread.is_alive()
-
-
-def test_items_come_in_order_from_the_first_on():
-    maker = Maker()
-    maker.allow(100)
-    prefetcher = Prefetcher(maker, 5)
-    assert [prefetcher.next()[0] for _ in range(20)] == list(range(5, 25))
-    prefetcher.close()
-    assert maker.begun == list(range(5, 5 + len(maker.begun)))
-    assert maker.thread is not threading.current_thread()
-
 
 @pytest.mark.parametrize("depth", [1, 3])
-def test_items_are_made_ahead_but_not_without_end(depth):
+def test_items_come_in_order_and_are_made_ahead_but_not_without_end(depth):
     maker = Maker()
-    maker.allow(1000)
-    prefetcher = Prefetcher(maker, 0, depth)
-    for taken in range(4):
-        maker.wait_for(taken + depth)  # one more than wait, in the thread's hands
-        # What is begun too early is there once the thread has had time for it.
-        maker.thread.join(0.05)
-        assert maker.begun[-1] == taken + depth
+    prefetcher = Prefetcher(maker, 5, depth)
+    for taken in range(5, 15):
+        maker.wait_for(taken + depth - 1)
+        (thread,) = maker.threads
+        thread.join(0.02)  # time for an item that would be begun too early
+        assert maker.begun[-1] == taken + depth - 1
         assert prefetcher.next()[0] == taken
     prefetcher.close()
+    assert maker.begun == list(range(5, 5 + len(maker.begun)))
+    assert thread is not threading.current_thread() and not thread.is_alive()
 
 
 def test_an_error_is_raised_where_its_item_is_asked_for_and_again():
     maker = Maker(fails_at=2)
-    maker.allow(100)
     prefetcher = Prefetcher(maker, 0)
-    maker.wait_for(2)
     assert [prefetcher.next()[0] for _ in range(2)] == [0, 1]
     for _ in range(3):
         with pytest.raises(OSError, match="item 2 is lost"):
             prefetcher.next()
-    assert maker.begun == [0, 1, 2]
-    assert closed(prefetcher, maker)
+    prefetcher.close()
+    prefetcher.close()  # and once more
+    assert not any(thread.is_alive() for thread in maker.threads)
 
 
 def test_an_interrupt_inside_make_is_not_lost():
@@ -96,42 +73,18 @@ def test_an_interrupt_inside_make_is_not_lost():
     prefetcher.close()
 
 
-def test_closing_ends_a_thread_that_waits_for_room():
-    maker = Maker()
-    maker.allow(100)
-    prefetcher = Prefetcher(maker, 0, depth=2)
-    maker.wait_for(2)
-    maker.thread.join(0.05)
-    assert maker.thread.is_alive()
-    assert closed(prefetcher, maker)
-    assert len(maker.begun) <= 5
-
-
 def test_closing_waits_for_the_item_in_the_making_and_begins_no_other():
-    maker = Maker()
+    maker = Maker(allowed=0)
     prefetcher = Prefetcher(maker, 0)
     maker.wait_for(0)
     closing = threading.Thread(target=prefetcher.close, daemon=True)
     closing.start()
-    assert prefetcher._closed.wait(SECONDS)
+    closing.join(0.05)
     assert closing.is_alive()
     maker.allow(1)
     closing.join(SECONDS)
-    assert not closing.is_alive() and not maker.thread.is_alive()
-    assert maker.begun == [0]
-
-
-@pytest.mark.parametrize("asked", [False, True])
-def test_closing_after_an_error(asked):
-    maker = Maker(fails_at=0)
-    maker.allow(1)
-    prefetcher = Prefetcher(maker, 0)
-    maker.wait_for(0)
-    if asked:
-        with pytest.raises(OSError, match="lost"):
-            prefetcher.next()
-    assert closed(prefetcher, maker)
-    prefetcher.close()  # and once more
+    assert not closing.is_alive() and maker.begun == [0]
+    assert not any(thread.is_alive() for thread in maker.threads)
 
 
 def test_waiting_is_measured(monkeypatch):
@@ -143,7 +96,7 @@ def test_waiting_is_measured(monkeypatch):
         return now[0]
 
     monkeypatch.setattr("transformer_jax.training.prefetch.time.perf_counter", clock)
-    maker = Maker()
+    maker = Maker(allowed=0)
     prefetcher = Prefetcher(maker, 0)
     asking = threading.Thread(target=lambda: waited.append(prefetcher.next()), daemon=True)
     asking.start()

@@ -20,7 +20,7 @@ from transformer_jax.compare.plan import Budget, Run, plan
 from transformer_jax.data.corpora import Corpus, Pair
 from transformer_jax.storage import atomic_write, local_folder
 from transformer_jax.training.metrics import finite
-from transformer_jax.training.workdir import locked
+from transformer_jax.training.run import locked
 
 logger = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from transformer_jax.checkpoint import CONFIG_FILE, VOCABULARY_FILE
 from transformer_jax.config import Config, DataConfig, load_config, with_field
 from transformer_jax.storage import local_path
-from transformer_jax.training.workdir import check_owner
+from transformer_jax.training.run import check_owner
 
 # How a run reads its data is its own; all else of config.data is the same for all.
 _OWN = "vocabulary batching source_row_length target_row_length num_buckets tokens_per_batch "

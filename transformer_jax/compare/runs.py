@@ -29,8 +29,8 @@ from transformer_jax.devices import check_devices
 from transformer_jax.evaluation import bleu_tokenizer
 from transformer_jax.training.loop import train
 from transformer_jax.training.metrics import FILE as METRICS_FILE
+from transformer_jax.training.run import load_data
 from transformer_jax.training.trainer import Trainer
-from transformer_jax.training.workdir import load_data
 
 logger = logging.getLogger(__name__)
 

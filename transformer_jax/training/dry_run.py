@@ -13,8 +13,8 @@ from transformer_jax.config import Config
 from transformer_jax.data.token_store import REASONS, Side, TokenStore
 from transformer_jax.devices import usable_memory
 from transformer_jax.storage import local_folder
+from transformer_jax.training.run import check_owner
 from transformer_jax.training.trainer import Trainer
-from transformer_jax.training.workdir import check_owner
 
 # Beyond these shares something is likely to be wrong.
 _MANY_UNKNOWN, _MANY_EQUAL, _MANY_LEFT_OUT = 0.01, 0.05, 0.2
@@ -31,26 +31,26 @@ def dry_run(config: Config, workdir: str | os.PathLike) -> int:
     """
     check_owner(local_folder(workdir), config)
     start = time.monotonic()
-    with tempfile.TemporaryDirectory() as aside, contextlib.closing(Trainer(config, aside)) as run:
-        opened = time.monotonic() - start
-        words = _word_counts(run.data.train, len(run.data.vocabulary))
-        for line in _describe(run, np.count_nonzero(words.sum(axis=0))):
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        contextlib.closing(Trainer(config, folder)) as trainer,
+    ):
+        ready = time.monotonic() - start
+        words = _word_counts(trainer.data.train, len(trainer.data.vocabulary))
+        for line in _describe(trainer, np.count_nonzero(words.sum(axis=0))):
             print(line)
-        start, reports = time.monotonic(), []
-        run.on_report = lambda _, report: reports.append(report)
-        run.advance()
-        run.settle()
-        run.report()  # unless it was due
-        loss = reports[0]["loss"]
-        step = time.monotonic() - start
-        print(f"first step: ready in {opened:.1f} s, run in {step:.2f} s, loss {loss:.3f}")
-        for warning in _warnings(run, words):
+        start = time.monotonic()
+        trainer.advance()
+        report = trainer.settle() or trainer.report()
+        seconds, loss = time.monotonic() - start, report["loss"]
+        print(f"first step: ready in {ready:.1f} s, run in {seconds:.2f} s, loss {loss:.3f}")
+        for warning in _warnings(trainer, words):
             print(f"warning: {warning}")
     return 0
 
 
-def _describe(run: Trainer, used: int) -> Iterator[str]:
-    data, batches = run.data, run.batches
+def _describe(trainer: Trainer, used: int) -> Iterator[str]:
+    data, batches = trainer.data, trainer.batches
     parts = [("training", *x) for x in zip(data.corpora, data.train)]
     parts += [("validation", *x) for x in zip(data.valid_corpora, data.valid)]
     for role, corpus, store in parts:
@@ -65,18 +65,18 @@ def _describe(run: Trainer, used: int) -> Iterator[str]:
     yield f"vocabulary: {len(data.vocabulary):,} pieces, of which {used:,} occur"
     source, target = batches.fill()
     shapes = ", ".join(f"{rows} rows of {s.source} + {s.target}" for rows, s in batches.shapes)
-    yield f"batches: {run.config.data.batching}, {shapes} tokens"
+    yield f"batches: {trainer.config.data.batching}, {shapes} tokens"
     yield f"real tokens: {source:.1%} of the source side, {target:.1%} of the target side"
     for corpus, share, steps in zip(data.corpora, batches.shares, batches.steps_per_epoch):
-        epochs = run.config.training.num_steps / steps
+        epochs = trainer.config.training.num_steps / steps
         yield (
             f"epoch of {corpus.name}: {steps:,.1f} steps, {share:.1%} of training; the run has "
             f"{epochs:.2f}"
         )
-    parameters = sum(x.size for x in jax.tree.leaves(run.state.params))
-    yield f"model: {run.config.model.kind}, {parameters:,} parameters"
+    parameters = sum(x.size for x in jax.tree.leaves(trainer.state.params))
+    yield f"model: {trainer.config.model.kind}, {parameters:,} parameters"
     yield (
-        f"memory: a step needs {run.programs.bytes / 2**30:.2f} GiB on each of "
+        f"memory: a step needs {trainer.compiled.bytes / 2**30:.2f} GiB on each of "
         f"{jax.local_device_count()} devices ({jax.local_devices()[0].device_kind}), of "
         f"{usable_memory() / 2**30:.2f} that may be used"
     )
@@ -98,8 +98,8 @@ def _describe_side(side: Side, name: str, store: TokenStore) -> str:
     )
 
 
-def _warnings(run: Trainer, words: np.ndarray) -> Iterator[str]:
-    data, used = run.data, np.count_nonzero(words.sum(axis=0))
+def _warnings(trainer: Trainer, words: np.ndarray) -> Iterator[str]:
+    data, used = trainer.data, np.count_nonzero(words.sum(axis=0))
     for corpus, store in zip(data.corpora, data.train):
         counts, pairs = store.counts, store.counts["pairs"]
         if counts["same"] > _MANY_EQUAL * pairs:
@@ -120,7 +120,7 @@ def _warnings(run: Trainer, words: np.ndarray) -> Iterator[str]:
             "the training corpus' source side looks like the validation corpus' target side, "
             "and the other way round: are the sides swapped?"
         )
-    if run.batches.fill().max() < _FEW_REAL:
+    if trainer.batches.fill().max() < _FEW_REAL:
         yield f"more than {1 - _FEW_REAL:.0%} of each batch is padding"
 
 

@@ -1,7 +1,6 @@
-"""The training loop: step, evaluate, save, stop; then score the test corpus."""
+"""The training loop: evaluate, stop, save, update; then score the test corpus."""
 
 import contextlib
-import functools
 import itertools
 import json
 import logging
@@ -23,9 +22,10 @@ from transformer_jax.data.corpora import parse_corpora
 from transformer_jax.decoding.translator import Translator
 from transformer_jax.evaluation import score_translator, summary
 from transformer_jax.storage import local_folder
-from transformer_jax.training.interrupt import Interrupt, Interrupted
 from transformer_jax.training.metrics import report_line
+from transformer_jax.training.shutdown import GracefulShutdown, Interrupted
 from transformer_jax.training.trainer import Trainer
+from transformer_jax.training.validation import Validation
 
 logger = logging.getLogger(__name__)
 
@@ -84,22 +84,75 @@ def _train(
     start = time.monotonic()
     _check_profile(profile_steps, 0, config)
     trainer = Trainer(config, workdir)
-    with Interrupt() as interrupt:
+    with GracefulShutdown() as shutdown:
         with contextlib.closing(trainer), _progress_bar(trainer) as bar:
             _check_profile(profile_steps, trainer.step, config)
-            trainer.on_report = functools.partial(_show, bar, config.training.label_smoothing > 0)
-            run_to_end(trainer, interrupt, bar, profile_steps)
+            run_to_end(trainer, shutdown, bar, profile_steps)
             step = trainer.step
-        if interrupt.signal:
+        if shutdown.signal:
             logger.warning(
                 "stopped by %s at step %d; the same command goes on from there",
-                interrupt.signal.name,
+                shutdown.signal.name,
                 step,
             )
-            return TrainingResult(workdir, step, interrupt.signal)
+            return TrainingResult(workdir, step, shutdown.signal)
     logger.info("trained to step %d in %.0f s", step, time.monotonic() - start)
-    scores = _test(config, workdir) if config.data.test else None
+    scores = score_test(config, workdir) if config.data.test else None
     return TrainingResult(workdir, step, None, scores)
+
+
+def run_to_end(
+    trainer: Trainer,
+    shutdown: GracefulShutdown,
+    bar: tqdm,
+    profile_steps: tuple[int, int] | None = None,
+) -> None:
+    """Trains until the last step, the end of patience, or a signal; saves before it returns.
+
+    The order within a step matters: a restart from any checkpoint must continue to the bit.
+    """
+    training, progress, saved = trainer.config.training, trainer.progress, trainer.step
+    validate = Validation(trainer) if trainer.data.valid else None
+    while True:
+        step, score = trainer.step, None
+        at_end = step >= training.num_steps
+        # 1. Evaluate, unless the checkpoint that was resumed from has this evaluation already.
+        due = at_end or (step > 0 and training.eval_every and step % training.eval_every == 0)
+        if due and progress.evaluated < step:
+            _show(bar, trainer, trainer.settle())
+            trainer.meter.stop_clock()
+            if validate:
+                with contextlib.suppress(Interrupted):
+                    score = validate(shutdown.check)
+        # 2. Decide whether to stop; out of patience, the metrics so far are the last report.
+        waited = progress.evals_without_improvement
+        out_of_patience = training.patience and waited >= training.patience
+        if out_of_patience:
+            _show(bar, trainer, trainer.report())
+        stops = bool(at_end or out_of_patience or shutdown.signal)
+        # 3. Save: before stopping, a new best, and every so often.
+        is_best = score is not None and waited == 0
+        unsaved = step != saved or score is not None
+        if unsaved and (stops or is_best or step % training.save_every == 0):
+            _show(bar, trainer, trainer.settle())
+            trainer.meter.stop_clock()
+            trainer.save(score)
+            saved = step
+        if stops:
+            if out_of_patience and not at_end:
+                logger.info("no better validation in %d evaluations: stopping", waited)
+            return
+        # 4. Update; the metrics of the update before are read while this one runs.
+        trainer.meter.start_clock()
+        if profile_steps and step + 1 == profile_steps[0]:
+            _profile(trainer, bar, min(profile_steps[1], training.num_steps))
+        else:
+            _update(trainer, bar)
+
+
+def _update(trainer: Trainer, bar: tqdm) -> None:
+    _show(bar, trainer, trainer.advance())
+    bar.update()
 
 
 @contextlib.contextmanager
@@ -107,7 +160,7 @@ def _reports() -> Iterator[None]:
     """Shows what we log where nobody has configured logging, as in a notebook."""
     root, package = logging.getLogger(), logging.getLogger("transformer_jax")
     formats = [getattr(handler.formatter, "_fmt", None) for handler in root.handlers]
-    # absl, which Orbax logs with, calls basicConfig() for whoever has not: that is nobody's wish.
+    # absl, which Orbax logs with, calls basicConfig() itself: then nobody has configured it.
     chosen = root.level != logging.WARNING or any(fmt != logging.BASIC_FORMAT for fmt in formats)
     with quiet_orbax():
         if chosen or package.handlers or package.level:
@@ -123,43 +176,6 @@ def _reports() -> Iterator[None]:
             package.setLevel(logging.NOTSET)
 
 
-def run_to_end(
-    trainer: Trainer, interrupt: Interrupt, bar: tqdm, profile_steps: tuple[int, int] | None
-) -> None:
-    """Runs until the last step, the end of patience, or the user's wish; saves on the way."""
-    training, saved = trainer.config.training, trainer.step
-    while True:
-        step, score = trainer.step, None
-        at_end = step >= training.num_steps
-        due = at_end or (step > 0 and training.eval_every and step % training.eval_every == 0)
-        if due and trainer.progress.evaluated < step:
-            trainer.settle()
-            trainer.meter.stop_clock()
-            with contextlib.suppress(Interrupted):
-                score = trainer.evaluate(interrupt.check)
-        progress = trainer.progress
-        out_of_patience = training.patience and progress.worse >= training.patience
-        if out_of_patience:
-            trainer.report()
-        ends = bool(at_end or out_of_patience or interrupt.signal)
-        is_best = score is not None and progress.worse == 0
-        unsaved = step != saved or score is not None
-        if unsaved and (ends or is_best or step % training.save_every == 0):
-            trainer.meter.stop_clock()
-            trainer.save(score)
-            saved = step
-        if ends:
-            if out_of_patience and not at_end:
-                logger.info("no better validation in %d evaluations: stopping", progress.worse)
-            return
-        trainer.meter.start_clock()
-        if profile_steps and trainer.step + 1 == profile_steps[0]:
-            _profile(trainer, bar, min(profile_steps[1], training.num_steps))
-        else:
-            trainer.advance()
-            bar.update()
-
-
 def _check_profile(steps: tuple[int, int] | None, done: int, config: Config) -> None:
     last = config.training.num_steps
     if steps and not done < steps[0] <= last:
@@ -170,13 +186,12 @@ def _check_profile(steps: tuple[int, int] | None, done: int, config: Config) -> 
 
 
 def _profile(trainer: Trainer, bar: tqdm, last: int) -> None:
-    """Runs up to the last step of a trace, with nothing but updates in it."""
+    """Traces the steps up to `last`, with nothing but updates among them."""
     folder = trainer.workdir / "profile"
     with jax.profiler.trace(str(folder)):
         while trainer.step < last:
-            trainer.advance()
-            bar.update()
-        trainer.settle()
+            _update(trainer, bar)
+        _show(bar, trainer, trainer.settle())
     logger.info("traced up to step %d: tensorboard --logdir=%s", last, folder)
 
 
@@ -192,13 +207,15 @@ def _progress_bar(trainer: Trainer) -> Iterator[tqdm]:
         yield bar
 
 
-def _show(bar: tqdm, smoothed: bool, step: int, report: dict[str, float]) -> None:
-    """A report as a line, and its loss beside the bar, which has the time left."""
-    logger.info(report_line(step, report, smoothed))
-    bar.set_postfix_str(f"loss {report['loss']:.3f}", refresh=False)
+def _show(bar: tqdm, trainer: Trainer, report: dict[str, float] | None) -> None:
+    """Logs a report, if there is one, and shows its loss beside the bar."""
+    if report:
+        smoothed = trainer.config.training.label_smoothing > 0
+        logger.info(report_line(report["step"], report, smoothed))
+        bar.set_postfix_str(f"loss {report['loss']:.3f}", refresh=False)
 
 
-def _test(config: Config, workdir: pathlib.Path) -> dict[str, Any]:
+def score_test(config: Config, workdir: pathlib.Path) -> dict[str, Any]:
     """Scores the best checkpoint on the test corpus; keeps the scores and shows samples."""
     data = config.data
     languages = data.source_language, data.target_language

@@ -118,8 +118,11 @@ class MetricLog:
         self._file.write(json.dumps({"step": step} | finite(values)) + "\n")
         if self._board:
             for name, value in values.items():
-                if isinstance(value, int | float):
-                    self._board.add_scalar(name, value, step)
+                several = isinstance(value, list)  # epochs, of each corpus its own
+                names = [f"{name}/{i}" for i in range(len(value))] if several else [name]
+                for name, part in zip(names, value if several else [value]):
+                    if isinstance(part, int | float):
+                        self._board.add_scalar(name, part, step)
 
     def close(self) -> None:
         """Writes out what is still held."""

@@ -1,54 +1,37 @@
-"""What the next steps need, made by a thread of its own while a step runs."""
+"""Background prefetching of batches."""
 
-import queue
-import threading
+import collections
 import time
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Generic, TypeVar
 
 Item = TypeVar("Item")
 
 
 class Prefetcher(Generic[Item]):
-    """Items `first`, `first` + 1, ... in order, some of them made before they are asked for."""
+    """make(first), make(first + 1), ... in order, computed ahead by one background thread."""
 
-    def __init__(self, make: Callable[[int], Item], first: int, depth: int = 2):
-        """
-        Args:
-          make: the item of a number; called in the thread alone.
-          first: number of the first item.
-          depth: most items that wait; the thread rests while there are so many.
-        """
-        self._ready: queue.Queue = queue.Queue(depth)
-        self._closed = threading.Event()
-        self._thread = threading.Thread(target=self._run, args=(make, first), daemon=True)
-        self._thread.start()
+    def __init__(self, make: Callable[[int], Item], first: int, depth: int = 3):
+        """Starts to make the first `depth` items, and from then on one for each item taken."""
+        self._make, self._next = make, first
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="prefetch")
+        self._futures: collections.deque[Future] = collections.deque()
+        for _ in range(depth):
+            self._submit()
 
-    def _run(self, make: Callable[[int], Item], number: int) -> None:
-        while not self._closed.is_set():
-            try:
-                made = make(number), None
-            except BaseException as error:  # to be raised where the item is asked for
-                made = None, error
-            self._ready.put(made)
-            if made[1]:
-                return
-            number += 1
+    def _submit(self) -> None:
+        self._futures.append(self._pool.submit(self._make, self._next))
+        self._next += 1
 
     def next(self) -> tuple[Item, float]:
-        """The next item, and the seconds that it was waited for; or what `make` raised."""
+        """The next item and the seconds spent waiting for it; or the error of making it."""
         start = time.perf_counter()
-        item, error = self._ready.get()
-        if error:
-            self._ready.put((None, error))  # for whoever asks again
-            raise error
+        item = self._futures[0].result()  # stays the first after an error
+        self._futures.popleft()
+        self._submit()
         return item, time.perf_counter() - start
 
     def close(self) -> None:
-        """Ends the thread, and waits for it."""
-        self._closed.set()
-        while self._thread.is_alive():
-            try:
-                self._ready.get(timeout=0.01)  # the thread may wait for room
-            except queue.Empty:
-                self._thread.join(timeout=0.01)
+        """Ends the thread, after the item that it is making."""
+        self._pool.shutdown(cancel_futures=True)

@@ -22,7 +22,7 @@ class TrainState(NamedTuple):
 
     step: jax.Array
     params: Any
-    optimizer: Any
+    opt_state: Any
 
 
 def batch_sums(model, batch: Batch, smoothing: float, key=None) -> tuple[jax.Array, Sums]:
@@ -89,13 +89,13 @@ def make_train_step(
         sums, gradients = reduce(accumulated(state.params, batch, key))
         tokens = jnp.maximum(sums.tokens, 1)
         gradients = jax.tree.map(lambda g: g / tokens, gradients)
-        updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.params)
+        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         metrics = sums._asdict() | {
             "gradient_norm": optax.tree.norm(gradients),
             "learning_rate": schedule(state.step),
         }
-        return TrainState(state.step + 1, params, optimizer_state), metrics
+        return TrainState(state.step + 1, params, opt_state), metrics
 
     return train_step
 

@@ -1,4 +1,4 @@
-"""Programs compiled before they are called, and the largest batch that a device holds."""
+"""Steps compiled before they are called, and the largest batch that a device holds."""
 
 import json
 import logging
@@ -16,7 +16,7 @@ from transformer_jax.data.batches import Batches
 from transformer_jax.data.packing import Growth, Shape, bucketed_rows, packed_rows
 from transformer_jax.devices import parallel, place, replicate
 from transformer_jax.training import trainer as trainer_module
-from transformer_jax.training.programs import Programs, largest_batch
+from transformer_jax.training.compile import CompiledSteps, largest_batch
 from transformer_jax.training.step import TrainState, make_train_step
 from transformer_jax.training.trainer import Trainer
 
@@ -63,20 +63,20 @@ def test_all_shapes_are_compiled_before_the_first_call(batches, step_and_state, 
     placed = [place(batches.batch_at(number)) for number in range(int(batches.epoch_sizes[0]))]
     assert len({batch.source.ids.shape for batch in placed}) == len(batches.shapes)
     compilations.clear()
-    programs = Programs(step, state, batches)
+    compiled = CompiledSteps(step, state, batches)
     assert len(compilations) == len(batches.shapes)
     for batch in placed:
-        state, _ = programs(state, batch)
+        state, _ = compiled(state, batch)
     assert len(compilations) == len(batches.shapes)
 
 
-def test_programs_give_what_the_step_gives(batches, step_and_state):
+def test_compiled_steps_give_what_the_step_gives(batches, step_and_state):
     step, new_state = step_and_state
     states = [new_state(), new_state()]
-    programs = Programs(step, states[0], batches)
+    compiled = CompiledSteps(step, states[0], batches)
     for number in range(3):
         results = []
-        for index, function in enumerate((programs, step)):
+        for index, function in enumerate((compiled, step)):
             states[index], metrics = function(states[index], place(batches.batch_at(number)))
             jax.block_until_ready(metrics)
             results.append(jax.tree.leaves(jax.device_get((states[index], metrics))))
@@ -87,7 +87,7 @@ def test_programs_give_what_the_step_gives(batches, step_and_state):
 def test_the_largest_shape_says_what_memory_is_needed(batches, step_and_state):
     step, new_state = step_and_state
     state = new_state()
-    few = Programs(step, state, batches).bytes
+    few = CompiledSteps(step, state, batches).bytes
     parameters = sum(x.nbytes for x in jax.tree.leaves(state))
     assert few > parameters
 
@@ -96,7 +96,9 @@ def test_the_largest_shape_says_what_memory_is_needed(batches, step_and_state):
 
     both, alone = Wider(), Wider()
     alone.shapes = Wider.shapes[-1:]
-    assert Programs(step, state, both).bytes == Programs(step, state, alone).bytes > 2 * few
+    assert (
+        CompiledSteps(step, state, both).bytes == CompiledSteps(step, state, alone).bytes > 2 * few
+    )
 
 
 ANY = 10**15
@@ -156,7 +158,7 @@ def test_no_more_than_what_is_wanted_is_chosen(most, chosen):
     assert largest_batch(bytes_of, 64, most, GIB) == chosen == max(tried)
 
 
-def test_a_device_that_cannot_hold_the_least_is_told_in_gib():
+def test_a_device_that_cannot_hold_the_smallest_is_told_in_gib():
     with pytest.raises(ValueError, match=r"of 64 tokens needs 3\.00 GiB of a device that has 2\."):
         largest_batch(lambda tokens: 3 * GIB, 64, ANY, 2 * GIB)
 
@@ -168,12 +170,21 @@ def make_config(accumulate_steps: int = 1) -> Config:
 
 
 def test_a_run_chooses_its_batch_by_memory_and_keeps_it(tmp_path, monkeypatch, caplog):
-    limit = 20_000_000
+    """Each size is compiled once, the chosen one too."""
+    limit, sizes = 20_000_000, []
+    compile_steps = trainer_module.CompiledSteps
+
+    def counted(step, state, batches, micro_batches):
+        sizes.append(batches.batch_rows)
+        return compile_steps(step, state, batches, micro_batches)
+
+    monkeypatch.setattr(trainer_module, "CompiledSteps", counted)
     monkeypatch.setattr(trainer_module, "usable_memory", lambda: limit)
     with caplog.at_level(logging.INFO):
         first = Trainer(make_config(), tmp_path)
     chosen = first.progress.tokens_per_batch
-    assert 0.9 * limit < first.programs.bytes <= limit
+    assert first.batches.batch_rows in sizes and len(sizes) == len({tuple(x) for x in sizes})
+    assert 0.9 * limit < first.compiled.bytes <= limit
     assert f"tokens_per_batch={chosen}, the most" in caplog.text
     rows, shape = first.batches.shapes[0]
     assert (rows + 1) * max(shape) > chosen >= rows * max(shape) and rows > 8
@@ -195,7 +206,7 @@ def test_micro_batches_of_several_devices_do_not_lead_the_choice_astray(tmp_path
     monkeypatch.setattr(trainer_module, "usable_memory", lambda: limit)
     trainer = Trainer(make_config(accumulate_steps=4), tmp_path)
     trainer.close()
-    assert 0.5 * limit < trainer.programs.bytes <= limit
+    assert 0.5 * limit < trainer.compiled.bytes <= limit
 
 
 def test_a_device_too_small_for_a_run_is_told(tmp_path, monkeypatch):

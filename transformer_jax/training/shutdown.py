@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as a wish that the loop grants at the next safe place."""
+"""Graceful shutdown: defers SIGINT and SIGTERM to the next step boundary."""
 
 import logging
 import signal
@@ -9,28 +9,28 @@ logger = logging.getLogger(__name__)
 
 
 class Interrupted(Exception):
-    """Work that may be abandoned was, because the user wishes to stop."""
+    """Raised to abort an evaluation that a signal interrupts."""
 
 
-class Interrupt:
-    """Context in which the first SIGINT or SIGTERM is noted; a second SIGINT ends at once.
+class GracefulShutdown:
+    """Context that notes the first SIGINT or SIGTERM in `signal`.
 
-    In a thread other than the main one it notes nothing.
+    A second SIGINT raises KeyboardInterrupt at once. In a thread other than the main one,
+    where Python takes no handlers, it notes nothing.
     """
 
     def __init__(self):
         self.signal: signal.Signals | None = None
-        self._old: dict[int, object] = {}
+        self._handlers: dict[int, object] = {}
 
-    def __enter__(self) -> "Interrupt":
-        # Elsewhere Python takes no handlers: who started the thread decides when it ends.
+    def __enter__(self) -> "GracefulShutdown":
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
-                self._old[number] = signal.signal(number, self._note)
+                self._handlers[number] = signal.signal(number, self._note)
         return self
 
     def __exit__(self, *_) -> None:
-        for number, handler in self._old.items():
+        for number, handler in self._handlers.items():
             signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
@@ -40,6 +40,6 @@ class Interrupt:
         logger.warning("%s: saving before the end; Ctrl-C again ends at once", self.signal.name)
 
     def check(self, *_) -> None:
-        """Raises Interrupted if the user wishes to stop; takes what a callback is given."""
+        """Raises Interrupted once a signal has come; takes the arguments of any callback."""
         if self.signal:
             raise Interrupted

@@ -5,7 +5,7 @@ import pytest
 from transformer_jax.config import Config, DataConfig, TrainingConfig
 from transformer_jax.data.corpora import Pair
 from transformer_jax.data.vocabulary import Vocabulary
-from transformer_jax.training.workdir import check_owner, keep, load_data
+from transformer_jax.training.run import check_owner, load_data, save_run_metadata
 
 PAIRS = [Pair(f"{a} {b}", f"{b} {c}") for a in "abcd" for b in "efgh" for c in "ijkl"]
 KINDS = {
@@ -39,6 +39,11 @@ def config_of(by: str, path, **data) -> Config:
     return Config(data=DataConfig(**data), training=TrainingConfig(init_from=str(path.parent)))
 
 
+def save(workdir, config: Config, vocabulary) -> None:
+    """What a run of the config would leave."""
+    save_run_metadata(workdir, check_owner(workdir, config), Vocabulary.load(vocabulary))
+
+
 @pytest.mark.parametrize("by", ["vocabulary", "init_from"])
 def test_the_kept_config_says_what_the_named_vocabulary_is(named, tmp_path, by):
     kind, path = named
@@ -47,7 +52,7 @@ def test_the_kept_config_says_what_the_named_vocabulary_is(named, tmp_path, by):
     if kind == "symbols":  # at most so many, as where it was trained
         expected["vocab_size"] = DataConfig().vocab_size
     assert kept.data == DataConfig(vocabulary=kept.data.vocabulary, **expected)
-    keep(tmp_path, kept, Vocabulary.load(path))
+    save_run_metadata(tmp_path, kept, Vocabulary.load(path))
     # The same command goes on, and one that says what is so.
     assert check_owner(tmp_path, config_of(by, path)) == kept
     assert check_owner(tmp_path, config_of(by, path, **expected)) == kept
@@ -62,7 +67,9 @@ def test_the_kept_config_says_what_the_named_vocabulary_is(named, tmp_path, by):
 def test_another_vocabulary_than_the_named_is_refused(named, tmp_path, by, resumed):
     kind, path = named
     if resumed:
-        keep(tmp_path, check_owner(tmp_path, config_of(by, path)), Vocabulary.load(path))
+        save_run_metadata(
+            tmp_path, check_owner(tmp_path, config_of(by, path)), Vocabulary.load(path)
+        )
     for name, value, own in WRONG[kind]:
         with pytest.raises(
             ValueError, match=rf"data\.{name}={value} .*, whose {name} is {own}: leave"
@@ -81,23 +88,15 @@ def test_what_a_named_vocabulary_cannot_do_is_refused(tmp_path):
         check_owner(tmp_path / "run", config_of("vocabulary", path, sampling_alpha=0.1))
 
 
-def test_a_run_of_an_older_version_is_told_by_what_its_vocabulary_is(tmp_path):
-    """Its config says nothing of normalization, and of sizes what was not so."""
-    vocabulary = Vocabulary.train([PAIRS], 20, normalization="nmt_nfkc")
-    keep(tmp_path, Config(), vocabulary)
-    with pytest.raises(ValueError, match="normalization: 'nmt_nfkc' -> 'nfc_source'"):
-        check_owner(tmp_path, Config())
-    same = {"vocab_size": 20, "byte_fallback": False, "normalization": "nmt_nfkc"}
-    assert check_owner(tmp_path, Config(data=DataConfig(**same))).data.normalization == "nmt_nfkc"
-
-
 def test_a_run_goes_on_with_its_own_vocabulary_and_parameters(named, tmp_path):
     kind, path = named
     other = tmp_path / "other.model"
     Vocabulary.train([], 0, "bytes", tags=["<2de>"]).save(other)
     workdir = tmp_path / "run"
     workdir.mkdir()
-    keep(workdir, check_owner(workdir, config_of("vocabulary", path)), Vocabulary.load(path))
+    save_run_metadata(
+        workdir, check_owner(workdir, config_of("vocabulary", path)), Vocabulary.load(path)
+    )
     path.with_name("moved.model").write_bytes(path.read_bytes())
     check_owner(workdir, config_of("vocabulary", path.with_name("moved.model")))
     with pytest.raises(ValueError, match=r"config\.data\.vocabulary has no effect on the run"):

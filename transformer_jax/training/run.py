@@ -1,0 +1,243 @@
+"""A run and its workdir: ownership, lock, config and vocabulary, and the state it begins with."""
+
+import contextlib
+import copy
+import dataclasses
+import logging
+import pathlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+
+from transformer_jax.checkpoint import (
+    CONFIG_FILE,
+    FOLDER,
+    VOCABULARY_FILE,
+    Checkpoints,
+    DamagedError,
+    check_shapes,
+    load_run,
+    read_config,
+    shapes_of,
+)
+from transformer_jax.config import Config, DataConfig, differences
+from transformer_jax.data import datasets
+from transformer_jax.data.datasets import RunData
+from transformer_jax.data.vocabulary import Vocabulary
+from transformer_jax.devices import replicate
+from transformer_jax.model.build import first_params
+from transformer_jax.storage import atomic_write, local_path, lock
+from transformer_jax.training.step import TrainState
+
+logger = logging.getLogger(__name__)
+
+
+def check_owner(workdir: pathlib.Path, config: Config) -> Config:
+    """The config as the workdir's run has it; ValueError where that run has another config."""
+    config = with_named_vocabulary(workdir, config)
+    if (workdir / CONFIG_FILE).exists():
+        before = read_config(workdir)
+        _check_ignored_names(workdir, before, config)
+        changed = differences(before, config)
+        if changed:
+            raise ValueError(
+                f"{workdir} belongs to a run of another config: {'; '.join(changed)} (it goes on "
+                "with the config that it was made with; another --workdir with "
+                f"--config.training.init_from={workdir} starts from its parameters)"
+            )
+    elif any((workdir / FOLDER).glob("[0-9]*")):
+        raise ValueError(f"{workdir} has checkpoints but no {CONFIG_FILE} that says of what")
+    return config
+
+
+def with_named_vocabulary(workdir: pathlib.Path, config: Config) -> Config:
+    """The config with the kind and size of the vocabulary that it names in place of defaults.
+
+    Raises:
+      ValueError: a field says otherwise, which would have no effect: no vocabulary is trained.
+    """
+    path = _vocabulary_file(workdir, config)
+    saved = [read_config(workdir)] if (workdir / CONFIG_FILE).exists() else []
+    if path is None or not any(x.data.vocabulary or x.training.init_from for x in [config, *saved]):
+        return config
+    config = copy.deepcopy(config)
+    settings = Vocabulary.load(path).settings()
+    if settings.get("vocabulary_kind") == "symbols":  # vocab_size is an upper bound
+        settings["vocab_size"] = max(settings["vocab_size"], config.data.vocab_size)
+    for name, actual in settings.items():
+        value = getattr(config.data, name)
+        if value not in (actual, getattr(DataConfig, name)):
+            raise ValueError(
+                f"config.data.{name}={value} has no effect beside the vocabulary {path}, whose "
+                f"{name} is {actual}: leave it out, or config.data.vocabulary and "
+                "config.training.init_from"
+            )
+        setattr(config.data, name, actual)
+    return config.validate()
+
+
+def _check_ignored_names(workdir: pathlib.Path, before: Config, config: Config) -> None:
+    """ValueError where the config names a vocabulary or parameters that a resumed run ignores."""
+    path, field = config.data.vocabulary, ""
+    if path and path != before.data.vocabulary:
+        named, own = Vocabulary.load(local_path(path)), Vocabulary.load(workdir / VOCABULARY_FILE)
+        if named.fingerprint() != own.fingerprint():  # else the same file was moved
+            field = "data.vocabulary"
+    if config.training.init_from and not before.training.init_from:
+        field = field or "training.init_from"
+    if field:
+        raise ValueError(
+            f"config.{field} has no effect on the run that {workdir} has already: leave it out, or "
+            "choose another --workdir"
+        )
+
+
+@contextlib.contextmanager
+def locked(workdir: pathlib.Path) -> Iterator[None]:
+    """Makes the workdir and locks it; ValueError where another process holds the lock.
+
+    The folders made here are removed where an error ends the body and nothing else is in them.
+    """
+    made = [folder for folder in (workdir, *workdir.parents) if not folder.exists()]
+    workdir.mkdir(parents=True, exist_ok=True)
+    with contextlib.ExitStack() as stack:
+        try:
+            held = stack.enter_context(lock(workdir / ".lock"))
+        except BlockingIOError:
+            raise ValueError(f"another process is training in {workdir}") from None
+        if not held:
+            logger.warning("%s cannot be locked: see that no other process trains in it", workdir)
+        try:
+            yield
+        except BaseException:
+            if made and {path.name for path in workdir.rglob("*")} <= {".lock", FOLDER}:
+                (workdir / ".lock").unlink()
+                for folder in (workdir / FOLDER, *made):
+                    with contextlib.suppress(OSError):
+                        folder.rmdir()
+            raise
+
+
+def save_run_metadata(workdir: pathlib.Path, config: Config, vocabulary: Vocabulary) -> None:
+    """Writes vocabulary and config atomically; with them, checkpoints can be decoded.
+
+    The config comes last, so that a workdir that has one has both.
+    """
+    vocabulary.save(workdir / VOCABULARY_FILE)
+    with atomic_write(workdir / CONFIG_FILE) as file:
+        file.write(config.to_json())
+
+
+def load_data(workdir: pathlib.Path, config: Config) -> RunData:
+    """The data of a run, whose vocabulary is the workdir's own where it has a config.
+
+    A vocabulary in a workdir without a config is left from an earlier attempt, and unused.
+    """
+    resumed = (workdir / CONFIG_FILE).exists()
+    return datasets.load_data(config, _vocabulary_file(workdir, config), resumed=resumed)
+
+
+def _vocabulary_file(workdir: pathlib.Path, config: Config) -> pathlib.Path | None:
+    """The workdir's own vocabulary, or the one that the config names, or None."""
+    if (workdir / CONFIG_FILE).exists():
+        return workdir / VOCABULARY_FILE
+    if config.data.vocabulary:
+        return pathlib.Path(local_path(config.data.vocabulary))
+    if config.training.init_from:
+        return pathlib.Path(local_path(config.training.init_from)) / VOCABULARY_FILE
+    return None
+
+
+@dataclasses.dataclass
+class Progress:
+    """The state of a run beside its arrays, saved as JSON with each checkpoint."""
+
+    fingerprint: int  # of the training tokens
+    tokens_per_batch: int = 0  # as configured, or as chosen for the device
+    evaluated: int = -1  # step of the last evaluation
+    best: list[float] = dataclasses.field(default_factory=list)  # the highest rank so far
+    evals_without_improvement: int = 0
+    sums: dict[str, float] = dataclasses.field(default_factory=dict)  # since the last report
+
+    def to_json(self) -> dict[str, Any]:
+        """As a checkpoint has it."""
+        values = dataclasses.asdict(self)
+        return values | {"worse": values.pop("evals_without_improvement")}
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> "Progress":
+        """The inverse of `to_json`."""
+        values = dict(values)
+        return cls(evals_without_improvement=values.pop("worse"), **values)
+
+
+def start_state(
+    workdir: pathlib.Path,
+    config: Config,
+    data: RunData,
+    checkpoints: Checkpoints,
+    optimizer: optax.GradientTransformation,
+) -> tuple[TrainState, Progress]:
+    """Replicated state of the latest sound checkpoint, else of `init_from`, else initial.
+
+    Checkpoints found damaged on the way are quarantined.
+    """
+    params = first_params(config.model, len(data.vocabulary), config.seed)
+    like = {"params": params, "optimizer": jax.eval_shape(optimizer.init, params)}
+    damaged = []
+    for step in checkpoints.steps():
+        try:
+            saved = checkpoints.restore(step, **like)
+        except DamagedError as error:
+            logger.warning("%s", error)
+            damaged.append(step)
+            continue
+        progress = Progress.from_json(saved["run"]["progress"])
+        if progress.fingerprint != data.fingerprint:
+            raise ValueError(
+                f"the training corpus {config.data.train} is not the one that the run in "
+                f"{workdir} was trained on: its content or weights have changed"
+            )
+        for later in damaged:
+            checkpoints.quarantine(later)
+        logger.info("resuming after step %d", step)
+        state = TrainState(np.int32(step), saved["params"], saved["optimizer"])
+        return replicate(state), progress
+    if damaged:
+        raise ValueError(
+            f"no checkpoint in {checkpoints.folder} is sound; move it away to start anew"
+        )
+    if config.training.init_from:
+        params = _params_of_run(config.training.init_from, params, data.vocabulary)
+    state = TrainState(np.int32(0), params, jax.jit(optimizer.init)(params))
+    return replicate(state), Progress(data.fingerprint)
+
+
+def _params_of_run(workdir: str, like: Any, vocabulary: Vocabulary) -> Any:
+    """Parameters of another run, which must have the same shapes and vocabulary."""
+    _, other, _, params = load_run(workdir)
+    where = f"config.training.init_from={workdir!r}"
+    if other.fingerprint() != vocabulary.fingerprint():
+        raise ValueError(
+            f"{where} has another vocabulary than this run, so that its parameters belong to other "
+            "pieces: leave config.data.vocabulary out, in a new workdir, and the vocabulary is "
+            "that run's as well"
+        )
+    check_shapes(where, shapes_of(params), shapes_of(like))
+    return params
+
+
+def log_schedule_change(
+    workdir: pathlib.Path, config: Config, schedule: Callable[[int], Any], step: int
+) -> None:
+    """Logs how the cosine schedule of a resumed run continues, where its end has moved."""
+    old, new = read_config(workdir).training.num_steps, config.training.num_steps
+    if config.optimizer.schedule == "cosine" and old != new > step:
+        logger.info(
+            "cosine schedule of %d steps instead of %d: learning rate %.2e at step %d, falling "
+            "to %.2e at step %d",
+            *(new, old, schedule(step), step + 1, schedule(new - 1), new),
+        )
