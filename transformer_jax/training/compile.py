@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from transformer_jax.data.batching import Batch, Batches, empty_batch
+from transformer_jax.data.batches import Batch, Batches, empty_batch
 from transformer_jax.devices import must_block, place
 from transformer_jax.heartbeat import heartbeat
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from transformer_jax.checkpoint import Checkpoints
 from transformer_jax.config import Config
-from transformer_jax.data.batching import Batch, Batches
+from transformer_jax.data.batches import Batch, Batches
 from transformer_jax.data.datasets import training_batches
 from transformer_jax.decoding.engine import Models
 from transformer_jax.decoding.translator import Translator
