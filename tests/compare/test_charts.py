@@ -1,7 +1,7 @@
-"""Charts: what they draw, in the page's colour, with names that do not overlap."""
+"""Charts: what they draw, and that they stand on one page."""
 
 import math
-import re
+import warnings
 import xml.etree.ElementTree as ElementTree
 
 import pytest
@@ -9,125 +9,122 @@ from compare.made_up import comparison
 
 from transformer_jax.compare import charts
 
-SVG = "{http://www.w3.org/2000/svg}"
 
-
-def whole_runs():
+@pytest.fixture
+def runs() -> list[dict]:
     return [run for run in comparison()["runs"] if not run["limited"]]
 
 
-def texts(chart: str) -> list[tuple[str, float]]:
-    """Each text with its height on the page."""
-    found = []
-    for element in ElementTree.fromstring(chart).iter(f"{SVG}text"):
-        place = re.search(r"translate\(\S+ (\S+)\)", element.get("transform", ""))
-        height = float(place[1]) if place else float(element.get("y"))
-        found.append(("".join(element.itertext()), height))
-    return found
+@pytest.fixture
+def styles(runs):
+    return charts.styles(run["name"] for run in runs)
 
 
-def test_names_stand_apart_where_lines_end_together():
-    runs = whole_runs()[:7]
-    for run in runs:
-        run["by_length"] = runs[0]["by_length"]
-    names = {run["name"] for run in runs}
-    heights = sorted(y for text, y in texts(charts.length_chart(runs)) if text in names)
-    assert len(heights) == 7
-    assert all(later - earlier > 12 for earlier, later in zip(heights, heights[1:]))
+def lines(figure, panel: int = 0) -> dict[str, tuple[list, list]]:
+    """The points of each named line of a panel."""
+    handles, names = figure.axes[panel].get_legend_handles_labels()
+    drawn = [getattr(handle, "lines", [handle])[0] for handle in handles]  # of an interval's
+    return {name: tuple(map(list, line.get_data())) for name, line in zip(names, drawn)}
 
 
-def test_names_are_in_the_order_of_the_ends():
-    runs = whole_runs()[:7]
-    heights = dict(texts(charts.length_chart(runs)))
-    ordered = sorted((run["name"] for run in runs), key=lambda name: -heights[name])
-    assert ordered == [run["name"] for run in runs]  # the scores rise with the place
+def test_the_legend_names_each_line_once_beside_both_panels(runs, styles):
+    figure = charts.length_chart(runs, styles, "words")
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == [run["name"] for run in runs[:7]]
 
 
-def test_text_and_axes_have_the_colour_of_the_page():
-    chart = charts.scores_chart(whole_runs())
-    assert "currentColor" in chart and charts._PAGE not in chart
-    assert "fill: #000" not in chart and "stroke: #000" not in chart
-    assert "<metadata" not in chart and "<text" in chart
+def test_a_run_that_failed_changes_no_colour_of_the_others(runs):
+    of_all, of_some = charts.styles("abc"), charts.styles("abca")
+    assert of_all == of_some and len({style["color"] for style in of_all.values()}) == 3
+    many = charts.styles(map(str, range(28)))
+    assert len({str(style) for style in many.values()}) == 28
 
 
-def test_a_run_that_failed_changes_no_colour_of_the_others():
-    runs = whole_runs()[:3]
-    colours = [charts._styles(runs)[run["name"]]["color"] for run in runs]
-    runs[0] = {"name": runs[0]["name"]}
-    for chart in (charts.scores_chart(runs), charts.length_chart(runs),
-                  charts.pairs_chart({runs[2]["name"]: runs[2:]}, runs)):  # fmt: skip
-        assert colours[0].lower() not in chart and colours[2].lower() in chart
+def test_each_bin_has_its_range_and_its_sentences(runs, styles):
+    for axes in charts.length_chart(runs, styles, "characters").axes:
+        assert axes.get_xticklabels()[0].get_text() == "1–4\n(160)"
+        assert axes.get_xlabel() == "characters of the source (sentences)"
 
 
-def test_each_bin_has_its_range_and_its_sentences():
-    labels = [text for text, _ in texts(charts.length_chart(whole_runs()))]
-    assert "".join(labels).count("1–4") == 2 and "(160)" in "".join(labels)
+def test_intervals_are_about_the_mean_of_the_resamples_and_hold_the_score(runs, styles):
+    runs[0]["chrf"] = {"score": 10.0, "mean": 8.0, "half_width": 1.0}
+    runs[1]["chrf"] = {"score": 8.0, "mean": 8.5, "half_width": 1.0}
+    _, axes = charts.scores_chart(runs[:2], styles).axes
+    spans = [container.lines[2][0].get_segments()[0][:, 0] for container in axes.containers]
+    assert [span.tolist() for span in spans] == [[7.0, 10.0], [7.5, 9.5]]
 
 
-def test_curves_leave_out_what_cannot_be_drawn():
-    def run(losses):
+def test_curves_have_gaps_where_nothing_can_be_drawn():
+    def draw(losses, **options):
         points = [{"target_tokens": i, "seconds": i, "loss": loss} for i, loss in enumerate(losses)]
-        return {"name": "a", "curve": points}
+        run = {"name": "a", "curve": points}
+        return charts.curve_chart([run], charts.styles("a"), "curve", "loss", "l", **options)
 
-    curve = charts.curve_chart([run([4.0, math.nan, None, math.inf, 2.0])], "curve", "loss", "l")
-    assert curve == charts.curve_chart(
-        [{"name": "a", "curve": [{"target_tokens": i, "seconds": i, "loss": x}
-                                for i, x in ((0, 4.0), (4, 2.0))]}],
-        "curve", "loss", "l",
-    )  # fmt: skip
-    assert charts.curve_chart([run([None])], "curve", "loss", "l") == ""
-    assert charts.curve_chart([run([0.0])], "curve", "loss", "l", logarithmic=True) == ""
-    assert charts.curve_chart([{"name": "a"}], "curve", "loss", "l") == ""
+    (xs, ys) = lines(draw([4.0, math.nan, None, 2.0]))["a"]
+    assert xs == [0, 1, 2, 3] and ys[0] == 4 and ys[3] == 2
+    assert math.isnan(ys[1]) and math.isnan(ys[2])
+    assert draw([None]) is None and draw([]) is None
+    assert draw([1.0, 2.0], yscale="log").axes[0].get_yscale() == "log"
 
 
 def test_gradients_are_relative_to_the_last_token():
     """So that two models that differ by a factor are drawn alike."""
-    one, two = ({"name": "a", "gradient_by_distance": [f, f / 8, 0.0, f / 64]} for f in (1.0, 8.0))
-    assert charts.gradient_chart({}, [one]) == charts.gradient_chart({}, [two]) != ""
+    runs = [
+        {"name": name, "gradient_by_distance": [f, f / 8, 0.0, f / 64]}
+        for name, f in (("a", 1.0), ("b", 8.0))
+    ]
+    trained = lines(charts.gradient_chart({}, runs, charts.styles("ab")), 1)
+    assert trained["a"] == trained["b"] == ([0, 1, 2, 3], [1, 1 / 8, 0, 1 / 64])
     dead = {"name": "a", "gradient_by_distance": [0.0, 0.0]}
-    broken = {"name": "b", "gradient_by_distance": [math.nan, 1.0]}
-    assert charts.gradient_chart({"c": []}, [dead, broken, {"name": "d"}]) == ""
+    none = {"name": "b", "gradient_by_distance": None}
+    assert charts.gradient_chart({"c": []}, [dead, none], charts.styles("ab")) is None
 
 
-def test_the_theory_goes_through_the_largest_measured_point():
-    figure = charts.Figure()
-    axes = figure.subplots()
-    rows = [{"n": n, "seconds": s, "operations": n * n} for n, s in ((2, 9), (4, 10), (8, 16))]
-    charts._theory(axes, rows, "n", "red")
-    assert axes.lines[0].get_xydata().tolist() == [[2, 1], [4, 4], [8, 16]]
-
-
-def test_the_sizes_of_a_sweep_are_those_of_one_other_size():
+def test_costs_are_swept_along_one_size_and_the_theory_ends_in_the_largest():
     costs = comparison()["layer_costs"]
-    value, sweep = charts._sweep(costs, "n", "d")
-    assert value == 128 and {cost["n"] for cost in sweep} == {2**k for k in range(5, 12)}
-    value, sweep = charts._sweep(costs, "d", "n")
-    widths = [cost["d"] for cost in sweep if cost["layer"] == "lstm"]
-    assert value == 128 and widths == [32, 64, 128, 256, 512]
+    figure = charts.cost_chart(costs)
+    by_length, by_width = lines(figure, 0)["lstm"], lines(figure, 1)["lstm"]
+    assert by_length[0] == [2**k for k in range(5, 12)]
+    assert by_width[0] == [32, 64, 128, 256, 512]
+    theory = [line for line in figure.axes[0].lines if line.get_linestyle() == ":"]
+    of_attention = theory[0].get_xydata()
+    assert of_attention[-1].tolist() == [2048, lines(figure, 0)["self-attention"][1][-1]]
+    assert of_attention[1][1] / of_attention[0][1] == pytest.approx(4)  # n^2, at twice the length
 
 
-def test_a_score_outside_the_resamples_is_inside_its_bar():
-    low, score, high = charts._interval({"score": 10.0, "mean": 8.0, "half_width": 1.0})
-    assert (low, score, high) == (7.0, 10.0, 10.0)
-
-
-@pytest.mark.parametrize(
-    ("value", "text"), [(1e-5, "10⁻⁵"), (0.01, "0.01"), (100, "100"), (2e-5, "2e-05")]
-)
-def test_powers_are_written_without_markup(value, text):
-    assert charts._power(value, 0) == text
-
-
-def test_what_bleu_is_undefined_for_is_drawn_by_its_chrf():
-    runs = whole_runs()[:2]
-    groups = {run["name"]: [run] for run in runs}
-    draw = (charts.scores_chart, charts.length_chart, lambda runs: charts.pairs_chart(groups, runs))
-    before = [make(runs).count("<use") for make in draw]
+def test_what_bleu_is_undefined_for_is_drawn_by_its_chrf(runs, styles):
+    runs = runs[:2]
     runs[0]["bleu"] = runs[0]["by_length"][0]["bleu"] = None
-    for make, marks in zip(draw, before):
-        assert 0 < make(runs).count("<use") < marks
+    figure = charts.length_chart(runs, styles, "words")
+    name = runs[0]["name"]
+    assert len(lines(figure, 0)[name][0]) == 5 and len(lines(figure, 1)[name][0]) == 6
+    groups = {run["name"]: [run] for run in runs}
+    assert name not in lines(charts.pairs_chart(groups, styles), 0)
+    assert name in lines(charts.pairs_chart(groups, styles), 1)
+    bleu, chrf = charts.scores_chart(runs, styles).axes
+    assert len(bleu.containers) == 1 and len(chrf.containers) == 2
 
 
 def test_nothing_to_draw_is_no_chart():
-    assert charts.scores_chart([{"name": "a"}]) == charts.length_chart([{"name": "a"}]) == ""
-    assert charts.pairs_chart({"a": []}, []) == charts.cost_chart([]) == ""
+    styles = charts.styles("a")
+    assert charts.scores_chart([{"name": "a"}], styles) is None
+    assert charts.length_chart([{"name": "a"}], styles, "words") is None
+    assert charts.pairs_chart({}, styles) is charts.cost_chart([]) is None
+
+
+def test_svg_is_the_same_each_time_without_ids_of_another_chart(runs, styles):
+    def draw(name):
+        return charts.svg(charts.length_chart(runs, styles, "words"), name)
+
+    assert draw("a") == draw("a")
+    ids = [{x.get("id") for x in ElementTree.fromstring(draw(name)).iter()} - {None}
+           for name in "ab"]  # fmt: skip
+    assert ids[0] and not ids[0] & ids[1]
+
+
+def test_names_that_matplotlib_has_no_letters_for_are_left_to_the_browser(runs):
+    runs[0]["name"] = "한국어"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        figure = charts.length_chart(runs[:1], charts.styles(["한국어"]), "words")
+        assert "한국어" in charts.svg(figure, "length")
