@@ -1,4 +1,4 @@
-"""Attention made up of random weights, for pictures and pages."""
+"""Attention made up of random weights, for figures and pages."""
 
 from collections.abc import Sequence
 
@@ -12,7 +12,7 @@ GERMAN = ["\u2581zwei", "hundert"]
 
 
 def attention_of(source: Sequence[str] = ENGLISH, target: Sequence[str] = GERMAN) -> Attention:
-    """Of sentences without their end symbols."""
+    """Of sentences without EOS."""
     generator = np.random.default_rng(0)
 
     def weights(rows: int, columns: int) -> np.ndarray:
