@@ -8,7 +8,7 @@ same letters: `hidden_BTD`, `jnp.einsum("BHTK,BHMK->BHTM", query_BHTK, key_BHMK)
   T  target length       K  head dim            L  layers
   M  length attended to  F  feed-forward dim    N  hypotheses returned
   R  B * W, hypotheses of all sentences         C  candidates for the next token
-  J  rows refilled
+  J  rows refilled       P  pairs or rows of a corpus
 """
 
 import importlib

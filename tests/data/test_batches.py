@@ -181,26 +181,28 @@ def test_only_the_end_of_a_bucket_leaves_rows_empty_and_they_are_the_last(make_b
     tokens=st.integers(1, 60),
     weights=st.lists(st.integers(1, 2), min_size=3, max_size=3),
 )
-def test_steps_per_epoch_and_fill_are_what_counting_gives(make_batches, **options):
+def test_steps_per_epoch_and_packing_efficiency_are_what_counting_gives(make_batches, **options):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(MixtureSchedule, "_LEAST", sum(options["weights"][: len(options["corpora"])]))
+        patch.setattr(
+            MixtureSchedule, "MIN_TURNS", sum(options["weights"][: len(options["corpora"])])
+        )
         batches = make_batches(seed=1, **options)
     # Until all corpora end an epoch together, and a batch as well.
-    steps = math.lcm(*map(int, batches.epoch_sizes)) * len(batches._turns._corpus)
+    steps = math.lcm(*map(int, batches.epoch_sizes)) * batches.schedule.period
     real, places, pairs = np.zeros(2), np.zeros(2), collections.Counter()
     for step in range(steps):
         batch = batches.batch_at(step)
         real += [np.count_nonzero(side.segments) for side in batch[:2]]
         places += [side.segments.size for side in batch[:2]]
         pairs.update(pair // A_CORPUS for row in pairs_in(batch) for pair in row)
-    np.testing.assert_allclose(batches.fill(), real / places)
+    np.testing.assert_allclose(batches.packing_efficiency(), real / places)
     epochs = [pairs[corpus] / len(lengths) for corpus, lengths in enumerate(options["corpora"])]
     np.testing.assert_allclose(batches.steps_per_epoch, steps / np.array(epochs))
 
 
 @property_test
 @given(corpora=CORPORA, how=ROWS, tokens=st.integers(1, 200))
-def test_places_per_epoch_are_those_of_the_longer_side_of_all_rows(
+def test_positions_per_epoch_are_those_of_the_longer_side_of_all_rows(
     make_batches, corpora, how, tokens
 ):
     batches = make_batches(corpora, how, 1, 0)  # a row is a batch
@@ -210,8 +212,8 @@ def test_places_per_epoch_are_those_of_the_longer_side_of_all_rows(
         if left[corpus]:
             left[corpus] -= 1
             places += max(batch.source.ids.size, batch.labels.size)
-    assert not left.any() and batches.places_per_epoch == places
-    assert make_batches(corpora, how, tokens, 0).places_per_epoch == places
+    assert not left.any() and batches.positions_per_epoch == places
+    assert make_batches(corpora, how, tokens, 0).positions_per_epoch == places
 
 
 LENGTHS = [(2 + i % 7, 2 + i % 5) for i in range(60)]

@@ -8,11 +8,6 @@ from hypothesis import strategies as st
 from transformer_jax.data.batches import MixtureSchedule
 
 
-def block(turns: MixtureSchedule) -> int:
-    """MixtureSchedule after which all begins anew."""
-    return len(turns._corpus)
-
-
 @settings(max_examples=40, deadline=None)
 @given(
     weights=st.lists(st.floats(1e-2, 1e2), min_size=1, max_size=6),
@@ -20,13 +15,13 @@ def block(turns: MixtureSchedule) -> int:
 )
 def test_a_block_holds_each_corpus_as_often_as_its_weight_says(weights, start):
     turns, shares = MixtureSchedule(weights), np.array(weights) / sum(weights)
-    counts = np.rint(turns.shares * block(turns)).astype(int)
+    counts = np.rint(turns.shares * turns.period).astype(int)
     if len(weights) > 1:
         # Rounded to whole turns, of which the least has as many as its weight says.
         turns_wanted = counts.min() / shares.min()
         assert turns_wanted * (1 + 1e-9) >= 1024 and turns_wanted < 1024 + 1 / shares.min()
         assert (abs(counts - shares * turns_wanted) <= 0.5 + 1e-6).all()
-    corpus, before = turns.locate(np.arange(start * block(turns), (start + 2) * block(turns)))
+    corpus, before = turns.locate(np.arange(start * turns.period, (start + 2) * turns.period))
     for number, count in enumerate(counts):
         assert count >= 1
         # Without a gap, from block to block.
@@ -59,8 +54,8 @@ def test_a_small_share_is_what_its_weight_says(weights):
 @pytest.mark.parametrize("least", [1e-9, 1e-320, 1e-6])
 def test_a_share_next_to_nothing_is_a_turn_of_a_million(least):
     turns = MixtureSchedule([1, least, 0.5])
-    assert 2**19 < block(turns) <= 2**20 + 2
-    assert np.rint(turns.shares[1] * block(turns)) == 1
+    assert 2**19 < turns.period <= 2**20 + 2
+    assert np.rint(turns.shares[1] * turns.period) == 1
     assert len(turns.locate(np.array([0, 2**40]))[0]) == 2
 
 

@@ -16,8 +16,8 @@ PARTS = st.lists(st.integers(0, 2**62), min_size=1, max_size=4)
 
 
 def order(size: int, *parts: int) -> list[int]:
-    index_N = np.arange(size)
-    return permuted(index_N, size, np.broadcast_to(keys(*parts), index_N.shape)).tolist()
+    index_P = np.arange(size)
+    return permuted(index_P, size, np.broadcast_to(keys(*parts), index_P.shape)).tolist()
 
 
 @property_test
@@ -35,32 +35,32 @@ def test_sizes_around_powers_of_two_are_permuted(size):
 @property_test
 @given(st.integers(2000, 2**40), PARTS, st.integers(0, 2**32))
 def test_places_of_many_things_are_distinct_and_in_range(size, parts, seed):
-    index_N = np.unique(np.random.default_rng(seed).integers(0, size, 5000))
-    place_N = permuted(index_N, size, np.broadcast_to(keys(*parts), index_N.shape))
-    assert place_N.dtype == np.int64
-    assert place_N.min() >= 0 and place_N.max() < size
-    assert len(np.unique(place_N)) == len(index_N)
+    index_P = np.unique(np.random.default_rng(seed).integers(0, size, 5000))
+    place_P = permuted(index_P, size, np.broadcast_to(keys(*parts), index_P.shape))
+    assert place_P.dtype == np.int64
+    assert place_P.min() >= 0 and place_P.max() < size
+    assert len(np.unique(place_P)) == len(index_P)
 
 
 def test_the_largest_size_is_permuted():
-    index_N = np.array([0, 1, 2**61, 2**62 - 1])
-    place_N = permuted(index_N, 2**62, np.broadcast_to(keys(1), index_N.shape))
-    assert len(set(place_N)) == 4 and place_N.min() >= 0 and place_N.max() < 2**62
+    index_P = np.array([0, 1, 2**61, 2**62 - 1])
+    place_P = permuted(index_P, 2**62, np.broadcast_to(keys(1), index_P.shape))
+    assert len(set(place_P)) == 4 and place_P.min() >= 0 and place_P.max() < 2**62
 
 
 @property_test
 @given(st.integers(1, 3000), st.lists(st.tuples(st.integers(0, 2**32), st.integers(0, 9))))
 def test_keys_of_each_element_are_as_one_key_at_a_time(size, asked):
-    index_N, epoch_N = np.array([(i % size, epoch) for i, epoch in asked], int).reshape(-1, 2).T
-    together = permuted(index_N, size, keys(7, 1, epoch_N) if len(epoch_N) else keys(7)[:0])
-    orders = {epoch: order(size, 7, 1, epoch) for epoch in set(epoch_N.tolist())}
-    assert together.tolist() == [orders[epoch][i] for i, epoch in zip(index_N, epoch_N.tolist())]
+    index_P, epoch_P = np.array([(i % size, epoch) for i, epoch in asked], int).reshape(-1, 2).T
+    together = permuted(index_P, size, keys(7, 1, epoch_P) if len(epoch_P) else keys(7)[:0])
+    orders = {epoch: order(size, 7, 1, epoch) for epoch in set(epoch_P.tolist())}
+    assert together.tolist() == [orders[epoch][i] for i, epoch in zip(index_P, epoch_P.tolist())]
 
 
 def test_what_goes_in_is_left_as_it_is():
-    index_N, key_N = np.arange(10, dtype=np.uint64), np.repeat(keys(3), 10)
-    permuted(index_N, 10, key_N)
-    assert index_N.tolist() == list(range(10)) and set(key_N.tolist()) == set(keys(3).tolist())
+    index_P, key_P = np.arange(10, dtype=np.uint64), np.repeat(keys(3), 10)
+    permuted(index_P, 10, key_P)
+    assert index_P.tolist() == list(range(10)) and set(key_P.tolist()) == set(keys(3).tolist())
 
 
 def test_keys_tell_parts_their_order_and_their_number_apart():
@@ -94,10 +94,10 @@ def is_chance(chi_square: float, free: int) -> bool:
 @pytest.mark.parametrize("size", [2, 5, 8, 13, 30])
 def test_each_place_gets_each_index_about_equally_often(size):
     number = 6000
-    index_N, epoch_N = np.tile(np.arange(size), number), np.repeat(np.arange(number), size)
-    place_N = permuted(index_N, size, keys(11, 0, epoch_N))
+    index_P, epoch_P = np.tile(np.arange(size), number), np.repeat(np.arange(number), size)
+    place_P = permuted(index_P, size, keys(11, 0, epoch_P))
     counts = np.zeros((size, size))
-    np.add.at(counts, (index_N, place_N), 1)
+    np.add.at(counts, (index_P, place_P), 1)
     assert (counts.sum(axis=0) == number).all()
     assert is_chance(pearson(counts) * (size - 1) / size, (size - 1) ** 2)
 
@@ -105,8 +105,8 @@ def test_each_place_gets_each_index_about_equally_often(size):
 @pytest.mark.parametrize("size", [3, 4])
 def test_all_orders_of_few_things_come_up_equally_often(size):
     number = 12_000
-    index_N, epoch_N = np.tile(np.arange(size), number), np.repeat(np.arange(number), size)
-    orders = permuted(index_N, size, keys(11, 0, epoch_N)).reshape(number, size)
+    index_P, epoch_P = np.tile(np.arange(size), number), np.repeat(np.arange(number), size)
+    orders = permuted(index_P, size, keys(11, 0, epoch_P)).reshape(number, size)
     counts = collections.Counter(map(tuple, orders.tolist()))
     assert len(counts) == math.factorial(size)
     assert is_chance(pearson(np.array(list(counts.values()))), len(counts) - 1)
@@ -114,12 +114,12 @@ def test_all_orders_of_few_things_come_up_equally_often(size):
 
 @pytest.mark.parametrize("size", [1000, 4096, 100_003])
 def test_neighbours_do_not_stay_together(size):
-    place_N = np.array(order(size, 3))
+    place_P = np.array(order(size, 3))
     random = np.random.default_rng(0).permutation(size)
     for distance in (1, 2, 64):
         near, wanted = (
-            np.abs(x[distance:] - x[:-distance]).mean() / size for x in (place_N, random)
+            np.abs(x[distance:] - x[:-distance]).mean() / size for x in (place_P, random)
         )
         assert abs(near - wanted) < 0.05
-    assert abs(np.corrcoef(np.arange(size), place_N)[0, 1]) < 0.15
-    assert (place_N == np.arange(size)).sum() < 10
+    assert abs(np.corrcoef(np.arange(size), place_P)[0, 1]) < 0.15
+    assert (place_P == np.arange(size)).sum() < 10

@@ -71,8 +71,8 @@ def test_chosen_shapes_hold_the_longest_pair_in_the_proportion_of_the_sides(
 ):
     stores = [make_store(lengths) for lengths in corpora]
     shape = packed_rows(stores, CHOSEN, Growth(), cache())[0][0].shape
-    lengths_N2 = np.array(sum(corpora, []))
-    mean, longest = lengths_N2.mean(axis=0), lengths_N2.max(axis=0)
+    lengths_P2 = np.array(sum(corpora, []))
+    mean, longest = lengths_P2.mean(axis=0), lengths_P2.max(axis=0)
     assert all(length % 8 == 0 for length in shape)
     assert (longest <= shape).all()
     # No more than that takes, and than it takes to hold a few pairs.
@@ -177,7 +177,7 @@ def test_what_was_chosen_once_is_read_from_the_cache(make_store, cache, monkeypa
     how, folder = (Shape(48, 48) if choose is packed_rows else 2), cache()
     first = choose(stores, how, Growth(), folder)
     monkeypatch.setattr(packing, "pack", None)
-    monkeypatch.setattr(packing, "_numbers", None)
+    monkeypatch.setattr(packing, "_indices", None)
     second = choose(stores, how, Growth(), folder)
     assert [[pairs_of(x) for x in y] for y in first] == [[pairs_of(x) for x in y] for y in second]
     for changed in (

@@ -301,7 +301,7 @@ def test_a_vocabulary_with_one_way_to_segment_is_told(kind):
             make()
         assert str(error.value) == (
             "the vocabulary cannot segment a word in more than one way, as "
-            "config.data.sampling_alpha asks for; a unigram or bpe one was wanted"
+            "config.data.sampling_alpha asks for; expected a unigram or bpe one"
         )
 
 

@@ -21,9 +21,9 @@ class Batch(NamedTuple):
     """Rows of sentence pairs for teacher forcing, int32; a pair has one segment number.
 
     Attributes:
-      source: Tokens, [B, S] each; sentences close with the end symbol.
-      target: Tokens, [B, T] each, the decoder's input: sentences begin with the start symbol.
-      labels: [B, T] the next token of each place of the target, to the end symbol.
+      source: Tokens, [B, S] each; sentences close with EOS.
+      target: Tokens, [B, T] each, the decoder's input: sentences begin with BOS.
+      labels: [B, T] the next token at each position of the target, up to EOS.
     """
 
     source: Tokens
@@ -31,14 +31,14 @@ class Batch(NamedTuple):
     labels: np.ndarray
 
 
-class Placed(NamedTuple):
-    """Rows of one corpus that stand in a batch."""
+class BatchRows(NamedTuple):
+    """Rows of one corpus that stand in a batch, [rows] each."""
 
     corpus: int
     bucket: int
-    epoch: np.ndarray  # [rows] of the corpus
-    row: np.ndarray  # [rows] number in the corpus' bucket
-    place: np.ndarray  # [rows] in the batch
+    epoch: np.ndarray  # of the corpus
+    row: np.ndarray  # index in the corpus' bucket
+    index: np.ndarray  # in the batch
 
 
 class Batches:
@@ -46,7 +46,7 @@ class Batches:
 
     Packed rows are drawn one by one, and batches cross the end of an epoch. Bucketed rows
     are drawn by whole batches of one bucket, the last of which may hold empty rows, with
-    about `tokens_per_batch` places a side, so that steps cost about the same.
+    about `tokens_per_batch` positions a side, so that steps cost about the same.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class Batches:
         Args:
           stores: the corpora.
           rows: [corpus][bucket], from `packed_rows` or `bucketed_rows`.
-          tokens_per_batch: places a side, padding included.
+          tokens_per_batch: positions a side, padding included.
           seed: of the order; None keeps one fixed order, shortest first, for evaluation.
           weights: shares of the corpora in what is drawn, rows or bucketed batches; () = as
             their sizes have it, each to the power of 1 / temperature.
@@ -86,7 +86,7 @@ class Batches:
         sizes = [len(x[0]) if self.packed else sum(n) for x, n in zip(rows, self._batches)]
         self.epoch_sizes = np.array(sizes)  # rows, or bucketed batches, of each corpus
         relative = self.epoch_sizes / self.epoch_sizes.max()
-        self._turns = MixtureSchedule(weights or relative ** (1 / temperature))
+        self.schedule = MixtureSchedule(weights or relative ** (1 / temperature))
 
     @property
     def shapes(self) -> list[tuple[int, Shape]]:
@@ -96,24 +96,24 @@ class Batches:
 
     @property
     def shares(self) -> np.ndarray:
-        """Of the corpora in what is drawn."""
-        return self._turns.shares
+        """Shares of the corpora in what is drawn."""
+        return self.schedule.shares
 
     @property
     def steps_per_epoch(self) -> np.ndarray:
-        """Batches until each corpus was seen once."""
+        """[corpora] batches in which each corpus is seen once."""
         drawn = self.batch_rows[0] if self.packed else 1
-        return self.epoch_sizes / (self._turns.shares * drawn)
+        return self.epoch_sizes / (self.shares * drawn)
 
     @property
-    def places_per_epoch(self) -> int:
-        """Tokens of the longer side of all rows."""
+    def positions_per_epoch(self) -> int:
+        """Positions of the longer side of all rows."""
         return sum(len(x) * max(x.shape) for buckets in self.rows for x in buckets)
 
-    def fill(self) -> np.ndarray:
+    def packing_efficiency(self) -> np.ndarray:
         """Share of real tokens on source and target side, as they are stored, of all rows."""
         tokens = np.zeros(2)
-        places = np.zeros(2)
+        positions = np.zeros(2)
         for store, buckets, counts, share in zip(
             self.stores, self.rows, self._batches, self.shares / self.epoch_sizes
         ):
@@ -121,8 +121,8 @@ class Batches:
             tokens += share * np.array([store.source.ids.size, store.target.ids.size])
             for rows, batches, batch_rows in zip(buckets, counts, self.batch_rows):
                 drawn = len(rows) if self.packed else batches * batch_rows
-                places += share * drawn * np.array(rows.shape)
-        return tokens / places
+                positions += share * drawn * np.array(rows.shape)
+        return tokens / positions
 
     def batch_at(self, step: int, process_index: int = 0, process_count: int = 1) -> Batch:
         """The batch of a step, or one process' rows of it.
@@ -131,36 +131,34 @@ class Batches:
         """
         bucket, members = self.rows_at(step)
         rows = -(-self.batch_rows[bucket] // process_count)
-        mine = range(process_index * rows, (process_index + 1) * rows)
         batch = empty_batch(rows, self.rows[0][bucket].shape)
         for member in members:
-            self._fill(batch, member, mine)
+            self._fill(batch, member, process_index * rows)
         return batch
 
-    def rows_at(self, step: int) -> tuple[int, list[Placed]]:
+    def rows_at(self, step: int) -> tuple[int, list[BatchRows]]:
         """The bucket of a step, and which rows of which corpora stand in its batch."""
-        return self._packed(step) if self.packed else self._bucketed(step)
+        return self._packed_rows_at(step) if self.packed else self._bucketed_rows_at(step)
 
     def _order(self, index: np.ndarray, size: int, *key: int | np.ndarray) -> np.ndarray:
         if self.seed is None:
             return index
         return permuted(index, size, np.broadcast_to(keys(self.seed, *key), index.shape))
 
-    def _packed(self, step: int) -> tuple[int, list[Placed]]:
-        number = step * self.batch_rows[0] + np.arange(self.batch_rows[0])
-        corpus_N, number_N = self._turns.locate(number)
+    def _packed_rows_at(self, step: int) -> tuple[int, list[BatchRows]]:
+        turns = step * self.batch_rows[0] + np.arange(self.batch_rows[0])
+        corpus_B, number_B = self.schedule.locate(turns)
         members = []
-        for corpus in np.unique(corpus_N).tolist():
-            place = np.flatnonzero(corpus_N == corpus)
+        for corpus in np.unique(corpus_B).tolist():
+            in_batch = np.flatnonzero(corpus_B == corpus)
             size = len(self.rows[corpus][0])
-            epoch, index = np.divmod(number_N[place], size)
-            members.append(
-                Placed(corpus, 0, epoch, self._order(index, size, corpus, 0, epoch), place)
-            )
+            epoch, index = np.divmod(number_B[in_batch], size)
+            row = self._order(index, size, corpus, 0, epoch)
+            members.append(BatchRows(corpus, 0, epoch, row, in_batch))
         return 0, members
 
-    def _bucketed(self, step: int) -> tuple[int, list[Placed]]:
-        (corpus,), (number,) = (x.tolist() for x in self._turns.locate(np.array([step])))
+    def _bucketed_rows_at(self, step: int) -> tuple[int, list[BatchRows]]:
+        (corpus,), (number,) = (x.tolist() for x in self.schedule.locate(np.array([step])))
         ends = np.cumsum(self._batches[corpus])
         epoch, index = divmod(number, int(ends[-1]))
         batch = self._order(np.array([index]), int(ends[-1]), corpus, 0, epoch)[0]
@@ -169,13 +167,13 @@ class Batches:
         first = (batch - ends[bucket] + self._batches[corpus][bucket]) * rows
         index = np.arange(first, min(first + rows, size))
         row = self._order(index, size, corpus, 1 + bucket, epoch)
-        epochs = np.full(len(index), epoch)
-        return bucket, [Placed(corpus, bucket, epochs, row, np.arange(len(index)))]
+        epochs, in_batch = np.full(len(index), epoch), np.arange(len(index))
+        return bucket, [BatchRows(corpus, bucket, epochs, row, in_batch)]
 
-    def _fill(self, batch: Batch, member: Placed, mine: range) -> None:
-        """Writes those rows of a member that are this process' own."""
-        own = (member.place >= mine.start) & (member.place < mine.stop)
-        row, place = member.row[own], member.place[own] - mine.start
+    def _fill(self, batch: Batch, member: BatchRows, first: int) -> None:
+        """Writes the rows of a member that are in the batch, which begins at the `first`."""
+        own = (member.index >= first) & (member.index < first + len(batch.labels))
+        row, index = member.row[own], member.index[own] - first
         rows, store = self.rows[member.corpus][member.bucket], self.stores[member.corpus]
         if rows.starts is None:
             counts, pairs = np.ones(len(row), np.int64), rows.pairs[row]
@@ -189,46 +187,51 @@ class Batches:
             sides = self._resampler(store, member.corpus, epochs, pairs, counts, rows.shape)
         else:
             sides = [_sentences(side, pairs) for side in (store.source, store.target)]
-        segments = _ranges(np.ones_like(counts), counts)
-        place = np.repeat(place, counts)
         (source_ids, source_lengths), (labels, target_lengths) = sides
         inputs = np.roll(labels, 1)
         inputs[np.cumsum(target_lengths) - target_lengths] = BOS
-        _write(batch.source, source_ids, source_lengths, place, counts, segments)
-        where = _write(batch.target, inputs, target_lengths, place, counts, segments)
-        batch.labels.reshape(-1)[where] = labels
+        _write(batch.source, source_ids, source_lengths, index, counts)
+        flat = _write(batch.target, inputs, target_lengths, index, counts)
+        batch.labels.reshape(-1)[flat] = labels
 
 
 class MixtureSchedule:
-    """Whose turn it is: a block of turns that holds each corpus as often as its weight says."""
+    """Deterministic interleaving of corpora in proportion to their weights.
+
+    A period of turns holds each corpus as often as its weight says, at equal distances.
+    """
 
     # Weights are rounded to whole turns, but never to none: so many that the least's is whole.
-    _LEAST, _MOST = 1 << 10, 1 << 20
+    MIN_TURNS, MAX_TURNS = 1 << 10, 1 << 20
 
     def __init__(self, weights: Sequence[float]):
         relative = np.asarray(weights, np.float64) / max(weights)
         shares = relative / relative.sum()
-        least = max(shares.min(), 1e-9)
-        turns = min(np.ceil(self._LEAST * least) / least, self._MOST)
+        smallest = max(shares.min(), 1e-9)
+        turns = min(np.ceil(self.MIN_TURNS * smallest) / smallest, self.MAX_TURNS)
         self._counts = np.maximum(np.rint(shares * turns), 1).astype(np.int64)
         if len(shares) == 1:
             self._counts[:] = 1
         corpus = np.repeat(np.arange(len(shares)), self._counts)
         rank = _ranges(np.zeros_like(self._counts), self._counts)
-        # Each corpus' turns at equal distances.
         order = np.argsort((rank + 0.5) / self._counts[corpus], kind="stable")
         self._corpus, self._rank = corpus[order], rank[order]
 
     @property
+    def period(self) -> int:
+        """Turns after which the corpora follow each other as before."""
+        return len(self._corpus)
+
+    @property
     def shares(self) -> np.ndarray:
-        """Of each corpus in the turns."""
+        """Share of each corpus in the turns."""
         return self._counts / self._counts.sum()
 
-    def locate(self, turn_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def locate(self, turn_B: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Corpus of each turn, and how many turns that corpus had before."""
-        block, place = np.divmod(turn_N, len(self._corpus))
-        corpus = self._corpus[place]
-        return corpus, block * self._counts[corpus] + self._rank[place]
+        period, index = np.divmod(turn_B, self.period)
+        corpus = self._corpus[index]
+        return corpus, period * self._counts[corpus] + self._rank[index]
 
 
 def empty_batch(rows: int, shape: Shape) -> Batch:
@@ -237,6 +240,15 @@ def empty_batch(rows: int, shape: Shape) -> Batch:
         Tokens(*(np.zeros((rows, length), np.int32) for _ in Tokens._fields)) for length in shape
     )
     return Batch(source, target, np.full((rows, shape.target), PAD, np.int32))
+
+
+def pad_rows(sentences: Sequence[Sequence[int]], rows: int, length: int) -> Tokens:
+    """Sentences as Tokens [rows, length], one a row; rows without a sentence are padding."""
+    tokens = empty_batch(rows, Shape(length, 0)).source
+    lengths = np.array([len(sentence) for sentence in sentences], np.int64)
+    ids = np.fromiter((i for sentence in sentences for i in sentence), np.int32, lengths.sum())
+    _write(tokens, ids, lengths, np.arange(len(sentences)), np.ones(len(sentences), np.int64))
+    return tokens
 
 
 def _ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
@@ -253,43 +265,22 @@ def _sentences(side: Side, pairs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _write(
-    tokens: Tokens,
-    ids: np.ndarray,
-    lengths: np.ndarray,
-    rows: np.ndarray,
-    counts: np.ndarray,
-    segments: np.ndarray,
+    tokens: Tokens, ids: np.ndarray, lengths: np.ndarray, rows: np.ndarray, counts: np.ndarray
 ) -> np.ndarray:
-    """Writes sentences side by side into their rows; returns the places, as of flat arrays.
+    """Writes sentences side by side into rows of padding; returns indices into flat arrays.
 
     Args:
-      tokens: arrays of a batch, empty so far.
+      tokens: arrays of a batch.
       ids, lengths: of the sentences, end to end.
-      rows, segments: of each sentence.
-      counts: sentences of each row that has any, in the order of `rows`.
+      rows, counts: of the rows that have any: their index, and how many sentences each has.
     """
     before = np.cumsum(lengths) - lengths
     first = np.cumsum(counts) - counts  # sentence of each row
     in_row = before - np.repeat(before[first], counts)
     positions = _ranges(np.zeros_like(lengths), lengths)
-    where = np.repeat(rows * tokens.ids.shape[1] + in_row, lengths) + positions
-    tokens.ids.reshape(-1)[where] = ids
-    tokens.positions.reshape(-1)[where] = positions
-    tokens.segments.reshape(-1)[where] = np.repeat(segments, lengths)
-    return where
-
-
-def pad_rows(sentences: Sequence[Sequence[int]], rows: int, length: int) -> Tokens:
-    """Sentences as Tokens [rows, length], one a row; rows without a sentence are padding."""
-    tokens = empty_batch(rows, Shape(length, 0)).source
-    one_each = np.ones(len(sentences), np.int64)
-    lengths = np.array([len(sentence) for sentence in sentences], np.int64)
-    _write(
-        tokens,
-        np.fromiter((i for sentence in sentences for i in sentence), np.int32, lengths.sum()),
-        lengths,
-        np.arange(len(sentences)),
-        one_each,
-        one_each,
-    )
-    return tokens
+    flat = np.repeat(np.repeat(rows, counts) * tokens.ids.shape[1] + in_row, lengths) + positions
+    tokens.ids.reshape(-1)[flat] = ids
+    tokens.positions.reshape(-1)[flat] = positions
+    segments = _ranges(np.ones_like(counts), counts)
+    tokens.segments.reshape(-1)[flat] = np.repeat(segments, lengths)
+    return flat

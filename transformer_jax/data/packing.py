@@ -11,7 +11,7 @@ second for a million pairs.
 
 import itertools
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -24,7 +24,7 @@ from transformer_jax.storage import Writer, cached
 _FORMAT = 1
 _WINDOW = 1 << 20  # pairs planned at once: bounds the memory, and so does packing's time
 _PAIRS_A_ROW = 6  # packed rows hold at least so many of mean length, to be well filled
-_MOST_LENGTHS = 512  # told apart when buckets are chosen, which takes their square in memory
+_MAX_LENGTHS = 512  # told apart when buckets are chosen, which takes their square in memory
 
 
 class Shape(NamedTuple):
@@ -63,7 +63,7 @@ def packed_rows(
     given: Shape,
     growth: Growth,
     cache: pathlib.Path,
-    most: float = float("inf"),
+    max_side: float = float("inf"),
 ) -> list[list[Rows]]:
     """The packed rows of each corpus, as a list of one.
 
@@ -72,26 +72,24 @@ def packed_rows(
       given: the shape; a side of 0 is chosen from the lengths of the pairs.
       growth: room to leave for each pair.
       cache: folder to keep them in.
-      most: tokens of a chosen side, if the longest pair fits.
+      max_side: most tokens of a chosen side, if the longest pair fits.
 
     Raises:
       ValueError: a given side is shorter than the longest pair.
     """
-    shape = _row_shape(stores, given, growth, most)
+    shape = _row_shape(stores, given, growth, max_side)
 
     def write(store: TokenStore, writer: Writer) -> None:
         written = 0
-        for first, lengths_N2 in _windows(store, growth):
-            order_N, starts = pack(np.minimum(lengths_N2, shape), shape, seed=first)
-            writer.append("pairs", _numbers(order_N + first, len(store)))
+        for first, lengths_P2 in _windows(store, growth):
+            order_P, starts = pack(np.minimum(lengths_P2, shape), shape, seed=first)
+            writer.append("pairs", _indices(order_P + first, len(store)))
             writer.append("starts", starts[int(first > 0) :] + written)
-            written += len(order_N)
+            written += len(order_P)
 
-    def rows(store: TokenStore) -> list[Rows]:
-        kept = _kept(store, ["packed", *shape, *growth], cache, write)
-        return [Rows(shape, kept["pairs"], kept["starts"])]
-
-    return [rows(store) for store in stores]
+    plan = ["packed", *shape, *growth]
+    arrays = [_cached_rows(store, plan, cache, write) for store in stores]
+    return [[Rows(shape, x["pairs"], x["starts"])] for x in arrays]
 
 
 def bucketed_rows(
@@ -101,43 +99,46 @@ def bucketed_rows(
 
     `stores`, `growth` and `cache` are as for `packed_rows`.
     """
-    longer = np.zeros(0, np.int64)
-    for _, lengths_N2 in _all_windows(stores, growth):
-        counts = np.bincount(lengths_N2.max(axis=1))
+    longer = np.zeros(0, np.int64)  # number of pairs by the length of their longer side
+    for _, lengths_P2 in _all_windows(stores, growth):
+        counts = np.bincount(lengths_P2.max(axis=1))
         longer, counts = sorted((longer, counts), key=len)
         longer = np.pad(longer, (0, len(counts) - len(longer))) + counts
     ends = bucket_lengths(longer, num_buckets)
     longest = np.zeros((len(ends), 2), np.int64)
-    for _, lengths_N2 in _all_windows(stores, growth):
-        np.maximum.at(longest, np.searchsorted(ends, lengths_N2.max(axis=1)), lengths_N2)
+    for _, lengths_P2 in _all_windows(stores, growth):
+        np.maximum.at(longest, np.searchsorted(ends, lengths_P2.max(axis=1)), lengths_P2)
 
     def write(store: TokenStore, writer: Writer) -> None:
-        for first, lengths_N2 in _windows(store, growth):
-            bucket_N = np.searchsorted(ends, lengths_N2.max(axis=1))
+        for first, lengths_P2 in _windows(store, growth):
+            bucket_P = np.searchsorted(ends, lengths_P2.max(axis=1))
             for bucket in range(len(ends)):
-                pairs = np.flatnonzero(bucket_N == bucket) + first
-                writer.append(f"pairs_{bucket}", _numbers(pairs, len(store)))
+                pairs = np.flatnonzero(bucket_P == bucket) + first
+                writer.append(f"pairs_{bucket}", _indices(pairs, len(store)))
 
-    def rows(store: TokenStore) -> list[Rows]:
-        kept = _kept(store, ["bucketed", *ends, *growth], cache, write)
-        return [Rows(Shape(*map(int, x)), kept[f"pairs_{i}"], None) for i, x in enumerate(longest)]
-
-    return [rows(store) for store in stores]
+    plan, shapes = ["bucketed", *ends, *growth], [Shape(*x) for x in longest.tolist()]
+    arrays = [_cached_rows(store, plan, cache, write) for store in stores]
+    return [[Rows(y, x[f"pairs_{i}"], None) for i, y in enumerate(shapes)] for x in arrays]
 
 
-def _kept(store: TokenStore, settings: list, cache: pathlib.Path, write) -> dict[str, np.ndarray]:
-    """The arrays that `write` makes of a store, from the cache if they are there."""
+def _cached_rows(
+    store: TokenStore,
+    plan: list,
+    cache: pathlib.Path,
+    write: Callable[[TokenStore, Writer], None],
+) -> dict[str, np.ndarray]:
+    """The arrays that `write` makes of a store for a plan, from the cache if they are there."""
 
     def build(writer: Writer) -> dict:
         with heartbeat("ordering the rows"):
             write(store, writer)
         return {}
 
-    key = [_FORMAT, store.fingerprint, *settings]
+    key = [_FORMAT, store.fingerprint, *plan]
     return cached(cache, "rows", key, "the order of the rows", build).arrays
 
 
-def _numbers(pairs: np.ndarray, count: int) -> np.ndarray:
+def _indices(pairs: np.ndarray, count: int) -> np.ndarray:
     return pairs.astype(np.uint32 if count <= 2**32 else np.int64)
 
 
@@ -148,30 +149,32 @@ def _windows(store: TokenStore, growth: Growth) -> Iterator[tuple[int, np.ndarra
         yield first, np.ceil(np.stack(list(sides), axis=1) * growth).astype(np.int64)
 
 
-def _all_windows(stores: Sequence[TokenStore], growth: Growth):
+def _all_windows(stores: Sequence[TokenStore], growth: Growth) -> Iterator[tuple[int, np.ndarray]]:
     return itertools.chain.from_iterable(_windows(store, growth) for store in stores)
 
 
-def _row_shape(stores: Sequence[TokenStore], given: Shape, growth: Growth, most: float) -> Shape:
+def _row_shape(
+    stores: Sequence[TokenStore], given: Shape, growth: Growth, max_side: float
+) -> Shape:
     """The shape of packed rows: what is given, else of the corpora's own proportions."""
     total, longest, count = np.zeros(2), np.zeros(2, np.int64), 0
-    for _, lengths_N2 in _all_windows(stores, growth):
-        total += lengths_N2.sum(axis=0)
-        longest = np.maximum(longest, lengths_N2.max(axis=0))
-        count += len(lengths_N2)
+    for _, lengths_P2 in _all_windows(stores, growth):
+        total += lengths_P2.sum(axis=0)
+        longest = np.maximum(longest, lengths_P2.max(axis=0))
+        count += len(lengths_P2)
     mean = total / count
     # The scale at which the longest pair fits, and enough of mean length do.
     scale = max(_PAIRS_A_ROW, *(longest / mean))
     chosen = []
-    for side, length, one, planned, factor in zip(Shape._fields, given, mean, longest, growth):
-        least = int(planned / factor + 1e-6)  # as it is stored
-        if 0 < length < least:
+    for name, length, one, planned, factor in zip(Shape._fields, given, mean, longest, growth):
+        stored = int(planned / factor + 1e-6)
+        if 0 < length < stored:
             raise ValueError(
-                f"config.data.{side}_row_length={length} is less than the longest {side} kept, of "
-                f"{least} tokens; raise it or lower config.data.max_length"
+                f"config.data.{name}_row_length={length} is less than the longest {name} kept, of "
+                f"{stored} tokens; raise it or lower config.data.max_length"
             )
-        wanted = -(-int(np.ceil(scale * one)) // 8) * 8
-        chosen.append(length or max(int(min(wanted, most)), least))
+        rounded = -(-int(np.ceil(scale * one)) // 8) * 8
+        chosen.append(length or max(int(min(rounded, max_side)), stored))
     return Shape(*chosen)
 
 
@@ -180,15 +183,15 @@ def bucket_lengths(counts: np.ndarray, num_buckets: int) -> list[int]:
 
     Args:
       counts: [longest + 1] number of pairs whose longer side has so many tokens.
-      num_buckets: most lengths returned; the last one holds the longest.
+      num_buckets: maximum of lengths returned; the last one holds the longest.
     """
     longest = len(counts) - 1
-    step = -(-longest // _MOST_LENGTHS)
+    step = -(-longest // _MAX_LENGTHS)
     ends = np.arange(0, longest + step, step)
     grouped = np.add.reduceat(counts, np.append(0, ends[:-1] + 1))
     ends = np.concatenate([[0], ends[grouped > 0]])
     pairs = np.concatenate([[0], np.cumsum(grouped[grouped > 0])])  # of the first n lengths
-    # cost[n]: least places that hold the first n lengths in the buckets used so far.
+    # cost[n]: fewest positions that hold the first n lengths in the buckets used so far.
     cost = np.where(ends == 0, 0.0, np.inf)
     choices = []
     for _ in range(num_buckets):
@@ -211,45 +214,45 @@ _SPREAD = 0.8
 
 
 def pack(
-    lengths_N2: np.ndarray, capacity: tuple[int, int], seed: int
+    lengths_P2: np.ndarray, capacity: tuple[int, int], seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Packs pairs into rows.
 
     Args:
-      lengths_N2: tokens of each pair's source and target, none above the capacity.
+      lengths_P2: tokens of each pair's source and target, none above the capacity.
       capacity: tokens of a row's source side and target side.
       seed: of the choice among pairs of equal lengths.
 
     Returns:
-      order_N, all pairs row by row, and starts [rows + 1], where each row begins in it.
+      order_P, all pairs row by row, and starts [rows + 1], where each row begins in it.
     """
-    cell_N = lengths_N2[:, 0] * (capacity[1] + 1) + lengths_N2[:, 1]
-    cells_C, first_C, counts_C = np.unique(cell_N, return_index=True, return_counts=True)
-    table = _Table(lengths_N2, capacity)
-    filled = lengths_N2[first_C] / capacity
-    done, total = 0.0, (filled * counts_C[:, None]).sum()
-    placed = []  # (rows, cell) of each placement
+    cell_P = lengths_P2[:, 0] * (capacity[1] + 1) + lengths_P2[:, 1]
+    cells, firsts, counts = np.unique(cell_P, return_index=True, return_counts=True)
+    table = _Table(lengths_P2, capacity)
+    filled = lengths_P2[firsts] / capacity
+    done, total = 0.0, (filled * counts[:, None]).sum()
+    placements = []  # (rows, cell)
     for cell in np.argsort(-filled.sum(axis=1), kind="stable"):
         tight = done >= _SPREAD * total
-        source, target = map(int, lengths_N2[first_C[cell]])
-        for rows in table.place(source, target, int(counts_C[cell]), tight):
-            placed.append((rows, np.full(len(rows), cell)))
-        done += filled[cell].sum() * counts_C[cell]
-    row_N, place_cell_N = (np.concatenate(column) for column in zip(*placed))
-    # The pairs of a cell, in a random order, take the places of their cell.
-    index_N = np.arange(len(cell_N))
-    shuffled_N = permuted(index_N, len(cell_N), np.broadcast_to(keys(seed), index_N.shape))
-    pair_N = shuffled_N[np.argsort(cell_N[shuffled_N], kind="stable")]
-    row_N = row_N[np.argsort(place_cell_N, kind="stable")]
-    by_row_N = np.argsort(row_N, kind="stable")
-    starts = np.flatnonzero(np.diff(row_N[by_row_N], prepend=-1))
-    return pair_N[by_row_N], np.append(starts, len(pair_N))
+        source, target = map(int, lengths_P2[firsts[cell]])
+        for rows in table.place(source, target, int(counts[cell]), tight):
+            placements.append((rows, np.full(len(rows), cell)))
+        done += filled[cell].sum() * counts[cell]
+    row_P, row_cell_P = (np.concatenate(column) for column in zip(*placements))
+    # The pairs of a cell, in a random order, go to the rows of their cell.
+    index_P = np.arange(len(cell_P))
+    shuffled_P = permuted(index_P, len(cell_P), np.broadcast_to(keys(seed), index_P.shape))
+    pair_P = shuffled_P[np.argsort(cell_P[shuffled_P], kind="stable")]
+    row_P = row_P[np.argsort(row_cell_P, kind="stable")]
+    by_row_P = np.argsort(row_P, kind="stable")
+    starts = np.flatnonzero(np.diff(row_P[by_row_P], prepend=-1))
+    return pair_P[by_row_P], np.append(starts, len(pair_P))
 
 
 class _Table:
     """Open rows, by the room that is left on their two sides."""
 
-    def __init__(self, lengths_N2: np.ndarray, capacity: tuple[int, int]):
+    def __init__(self, lengths_P2: np.ndarray, capacity: tuple[int, int]):
         self._capacity = capacity
         self._rows = 0
         self._room = np.zeros((2, 64), np.int64)  # of each slot; -1 = the slot is not in use
@@ -257,7 +260,7 @@ class _Table:
         self._slots: dict[tuple[int, int], int] = {}
         self._free: list[int] = []
         # As many rows as there must be at least.
-        self._add(*capacity, self._new(int(np.ceil((lengths_N2.sum(axis=0) / capacity).max()))))
+        self._add(*capacity, self._new(int(np.ceil((lengths_P2.sum(axis=0) / capacity).max()))))
 
     def _new(self, count: int) -> np.ndarray:
         self._rows += count

@@ -1,7 +1,7 @@
 """Subword regularisation: sentences are segmented anew, at random, each time they are read.
 
 Source: Kudo 2018 for unigram vocabularies, Provilkov et al. 2020 for BPE. Pieces do not cross
-blanks, so that a sentence is drawn word by word. Words, and what they may become, are few
+spaces, so that a sentence is drawn word by word. Words, and what they may become, are few
 enough to be remembered. What is drawn depends on seed, epoch and pair alone; SentencePiece's
 own sampling differs from process to process.
 """
@@ -19,9 +19,8 @@ from sentencepiece import sentencepiece_model_pb2 as protocol
 from transformer_jax.data.packing import Growth, Shape
 from transformer_jax.data.permutation import keys
 from transformer_jax.data.token_store import TokenStore
-from transformer_jax.data.vocabulary import Vocabulary
+from transformer_jax.data.vocabulary import SPACE, Vocabulary
 
-_BLANK = "\u2581"  # what SentencePiece writes for it
 _BEST = 64  # segmentations of a word that are drawn from (unigram)
 _DRAWS = 32  # made of each word beforehand (BPE)
 _WORDS = 1 << 18  # remembered
@@ -41,7 +40,7 @@ class Segmenter:
             probability that a merge is left out.
         """
         model = protocol.ModelProto.FromString(vocabulary.model)
-        kinds = {protocol.TrainerSpec.UNIGRAM: self._best, protocol.TrainerSpec.BPE: self._draws}
+        kinds = {protocol.TrainerSpec.UNIGRAM: self._best, protocol.TrainerSpec.BPE: self._merged}
         self._vocabulary, self._alpha = vocabulary, alpha
         self._pieces = [piece.piece for piece in model.pieces]
         # Neither control symbols nor bytes, tags or the unknown one.
@@ -50,16 +49,16 @@ class Segmenter:
         if model.trainer_spec.model_type not in kinds or not self._ids:
             raise ValueError(
                 "the vocabulary cannot segment a word in more than one way, as "
-                "config.data.sampling_alpha asks for; a unigram or bpe one was wanted"
+                "config.data.sampling_alpha asks for; expected a unigram or bpe one"
             )
         self._scores = [piece.score for piece in model.pieces]
-        self._begins = np.array([piece.startswith(_BLANK) for piece in self._pieces])
-        self._other = kinds[model.trainer_spec.model_type]
+        self._begins_word = np.array([piece.startswith(SPACE) for piece in self._pieces])
+        self._segmentations = kinds[model.trainer_spec.model_type]
         self._choices = functools.lru_cache(_WORDS)(self._choices_of)
 
     def draw(self, ids: np.ndarray, *key: int) -> list[int]:
-        """Another segmentation of a sentence, closed by the end symbol as `ids` is."""
-        starts = np.flatnonzero(self._begins[ids])
+        """Another segmentation of a sentence, closed by EOS as `ids` is."""
+        starts = np.flatnonzero(self._begins_word[ids])
         starts = np.unique(np.concatenate([[0], starts, [len(ids) - 1]])).tolist()
         # One number in [0, 1) for each word.
         chances = (keys(*key, np.arange(len(starts))) >> np.uint64(11)) / 2.0**53
@@ -72,43 +71,36 @@ class Segmenter:
     def _choices_of(self, word: tuple[int, ...]) -> tuple[list[tuple[int, ...]], list[float]]:
         """The segmentations of a word, and the cumulative distribution over them."""
         pieces = [self._pieces[i] for i in word]
-        text = "".join(pieces)
-        choices, weights = [word], [1.0]
-        if all(piece in self._ids for piece in pieces):
-            choices, weights = self._other(word, text) or (choices, weights)
+        known = all(piece in self._ids for piece in pieces)
+        choices, weights = self._segmentations("".join(pieces)) if known else ([], [])
+        if not choices:
+            choices, weights = [word], [1.0]
         return choices, list(itertools.accumulate(weight / sum(weights) for weight in weights))
 
-    def _best(self, word: tuple[int, ...], text: str):
-        """The most probable ones of a unigram vocabulary."""
-        found = self._vocabulary.nbest(text.removeprefix(_BLANK), _BEST)
+    def _best(self, text: str) -> tuple[list[tuple[int, ...]], list[float]]:
+        """The most probable segmentations by a unigram vocabulary, and their weights."""
         choices = [
             tuple(ids)
-            for ids in found
+            for ids in self._vocabulary.nbest(text.removeprefix(SPACE), _BEST)
             if "".join(piece for i in ids if (piece := self._pieces[i]) in self._ids) == text
         ]
         scores = np.array([sum(self._scores[i] for i in ids) for ids in choices])
-        if not choices:
-            return None
-        return choices, np.exp(self._alpha * (scores - scores.max())).tolist()
+        return choices, np.exp(self._alpha * (scores - scores.max(initial=-np.inf))).tolist()
 
-    def _draws(self, word: tuple[int, ...], text: str):
-        """Some that BPE gives where merges are left out."""
+    def _merged(self, text: str) -> tuple[list[tuple[int, ...]], list[float]]:
+        """Some segmentations that BPE gives where merges are left out."""
         if not all(character in self._ids for character in text):
-            return None
-        chance = random.Random(zlib.crc32(text.encode()))
-        draws = []
+            return [], []
+        chance, draws = random.Random(zlib.crc32(text.encode())), []
         for _ in range(_DRAWS):
             pieces = list(text)
-            while True:
-                merges = [
-                    (-self._scores[self._ids[pair]], place)
-                    for place, pair in enumerate(map("".join, itertools.pairwise(pieces)))
-                    if pair in self._ids and chance.random() >= self._alpha
-                ]
-                if not merges:
-                    break
-                _, place = min(merges)
-                pieces[place : place + 2] = [pieces[place] + pieces[place + 1]]
+            while merges := [
+                (-self._scores[self._ids[pair]], index)
+                for index, pair in enumerate(map("".join, itertools.pairwise(pieces)))
+                if pair in self._ids and chance.random() >= self._alpha
+            ]:
+                _, index = min(merges)
+                pieces[index : index + 2] = [pieces[index] + pieces[index + 1]]
             draws.append(tuple(self._ids[piece] for piece in pieces))
         return draws, [1.0] * _DRAWS
 
@@ -155,12 +147,12 @@ class Resampler:
             sentences: list[Sequence[int]] = []
             for end, count in zip(np.cumsum(counts), counts):
                 row = slice(end - count, end)
-                kept = [side[pair] for pair in pairs[row]]
-                spare = room - sum(map(len, kept))
-                for pair, epoch, stored in zip(pairs[row].tolist(), epochs[row].tolist(), kept):
-                    drawn = self._segmenter.draw(stored, self._seed, corpus, epoch, pair, number)
-                    sentence = drawn if len(drawn) - len(stored) <= spare else stored
-                    spare -= len(sentence) - len(stored)
+                stored = [side[pair] for pair in pairs[row]]
+                spare = room - sum(map(len, stored))
+                for pair, epoch, ids in zip(pairs[row].tolist(), epochs[row].tolist(), stored):
+                    drawn = self._segmenter.draw(ids, self._seed, corpus, epoch, pair, number)
+                    sentence = drawn if len(drawn) - len(ids) <= spare else ids
+                    spare -= len(sentence) - len(ids)
                     sentences.append(sentence)
             lengths = np.array([len(sentence) for sentence in sentences], np.int64)
             ids = np.concatenate([np.zeros(0, np.int32), *sentences]).astype(np.int32)

@@ -33,7 +33,7 @@ _SENTENCES_A_PIECE = 7
 # SentencePiece leaves out lines of more than 4,192 bytes, and a character has at most 4.
 _CHUNK = re.compile(r".{1,1000}(?!\S)|.{1,1000}", re.DOTALL)
 _RESERVED = "\u2585"  # SentencePiece leaves out the lines that have it
-_SPACE = "\u2581"  # what SentencePiece writes for a space
+SPACE = "\u2581"  # what SentencePiece writes for a space
 
 # The target's own text survives: only sources are normalised, as `normalized_source` does.
 SOURCES_ALONE = "nfc_source"
@@ -226,7 +226,7 @@ def draw_sample(
         sizes.append((number - first) // 2)
     if characters and normalization not in (SOURCES_ALONE, "identity"):
         rule = sentencepiece.SentencePieceNormalizer(rule_name=normalization)
-        characters = set(rule.normalize("".join(sorted(characters)))) - {_SPACE}
+        characters = set(rule.normalize("".join(sorted(characters)))) - {SPACE}
     return Sample(texts, sizes, characters)
 
 
@@ -245,7 +245,7 @@ def _train(
         model_writer=model,
         num_threads=16,  # the pieces depend on their number: the same everywhere
         # With its space, as it stands in a text: without, the space would be a piece before it.
-        user_defined_symbols=[f"{_SPACE}{tag}" for tag in tags],
+        user_defined_symbols=[f"{SPACE}{tag}" for tag in tags],
         pad_id=PAD,
         bos_id=BOS,
         eos_id=EOS,
@@ -257,7 +257,7 @@ def _train(
         model_type=kind,
         byte_fallback=required is None,
         character_coverage=0.9999,
-        required_chars="".join(sorted((required or set()) - {_RESERVED, _SPACE, " ", "\t", "\0"})),
+        required_chars="".join(sorted((required or set()) - {_RESERVED, SPACE, " ", "\t", "\0"})),
         normalization_rule_name="identity" if as_written else normalization,
         remove_extra_whitespaces=not as_written,
     )
@@ -287,9 +287,9 @@ def _symbol_model(texts: list[str], vocab_size: int, tags: Sequence[str]) -> byt
     model, types = _empty_model(), protocol.ModelProto.SentencePiece
     model.trainer_spec.model_type = protocol.TrainerSpec.WORD
     for tag in tags:
-        model.pieces.add(piece=f"{_SPACE}{tag}", type=types.USER_DEFINED)
+        model.pieces.add(piece=f"{SPACE}{tag}", type=types.USER_DEFINED)
     counts = collections.Counter(
-        symbol for text in texts for symbol in text.replace(_SPACE, " ").split(" ")
+        symbol for text in texts for symbol in text.replace(SPACE, " ").split(" ")
     )
     for absent in ("", *tags):
         del counts[absent]
@@ -302,7 +302,7 @@ def _symbol_model(texts: list[str], vocab_size: int, tags: Sequence[str]) -> byt
         )
     total = counts.total()
     for symbol, count in sorted(counts.items(), key=lambda x: (-x[1], x[0]))[:room]:
-        model.pieces.add(piece=_SPACE + symbol, score=math.log(count / total))
+        model.pieces.add(piece=SPACE + symbol, score=math.log(count / total))
     return model.SerializeToString()
 
 

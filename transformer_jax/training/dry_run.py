@@ -63,7 +63,7 @@ def _describe(trainer: Trainer, used: int) -> Iterator[str]:
             yield f"  {side}: {_describe_side(getattr(store, side), side, store)}"
         yield f"  targets altered by encoding and decoding: {store.altered}"
     yield f"vocabulary: {len(data.vocabulary):,} pieces, of which {used:,} occur"
-    source, target = batches.fill()
+    source, target = batches.packing_efficiency()
     shapes = ", ".join(f"{rows} rows of {s.source} + {s.target}" for rows, s in batches.shapes)
     yield f"batches: {trainer.config.data.batching}, {shapes} tokens"
     yield f"real tokens: {source:.1%} of the source side, {target:.1%} of the target side"
@@ -120,7 +120,7 @@ def _warnings(trainer: Trainer, words: np.ndarray) -> Iterator[str]:
             "the training corpus' source side looks like the validation corpus' target side, "
             "and the other way round: are the sides swapped?"
         )
-    if trainer.batches.fill().max() < _FEW_REAL:
+    if trainer.batches.packing_efficiency().max() < _FEW_REAL:
         yield f"more than {1 - _FEW_REAL:.0%} of each batch is padding"
 
 

@@ -114,7 +114,7 @@ class Trainer:
             row = batches_of(1)
             min_tokens = 8 * max(max(shape) for _, shape in row.shapes)
             tokens = largest_batch(
-                lambda n: compile_for(n).bytes, min_tokens, row.places_per_epoch, usable_memory()
+                lambda n: compile_for(n).bytes, min_tokens, row.positions_per_epoch, usable_memory()
             )
             logger.info("tokens_per_batch=%d, the most that fits the device", tokens)
         self.progress.tokens_per_batch = tokens
