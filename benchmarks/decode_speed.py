@@ -101,5 +101,5 @@ def main(_) -> None:
 
 
 if __name__ == "__main__":
-    cli.use_huge_pages()  # as decode.py does
+    cli.reuse_memory()  # as decode.py does
     app.run(main)

@@ -106,5 +106,5 @@ def main(_) -> None:
 
 
 if __name__ == "__main__":
-    cli.use_huge_pages()  # as train.py does
+    cli.reuse_memory()  # as train.py does
     app.run(main)

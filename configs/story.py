@@ -3,8 +3,8 @@
 Source: Multi30k task 1, English to German, as in multi30k_en_de.py. Each is small, of about 2.46
 million parameters, to be trained for equally many target tokens:
 
-    python -m transformer_jax.compare --workdir=runs/story --target_tokens=2500000 \
-        --configs=configs/story.py:lstm,configs/story.py:lstm_dot,configs/story.py:lstm_additive
+    transformer-jax compare --workdir=runs/story --target_tokens=2500000 \
+        --configs=story:lstm,story:lstm_dot,story:lstm_additive
 
 or each by itself:
 

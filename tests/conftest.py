@@ -1,6 +1,7 @@
 """Strict JAX on four fake CPU devices; what is cached is cached for the session alone."""
 
 import ctypes
+import logging
 import os
 import pathlib
 import shutil
@@ -78,3 +79,36 @@ def trained(home):
     """A finished run, and what its process left."""
     workdir = home / "run"
     return workdir, run_training(home, workdir, f"--config.data.test=text:{home / 'corpus'}")
+
+
+@pytest.fixture
+def own_process():
+    """Puts back what a command does to its process: signal handlers and logging."""
+    handlers = {name: signal.getsignal(name) for name in (signal.SIGINT, signal.SIGTERM)}
+    root, package = logging.getLogger(), logging.getLogger("transformer_jax")
+    before = root.handlers[:], root.level, package.level
+    yield
+    root.handlers[:] = before[0]
+    root.setLevel(before[1])
+    package.setLevel(before[2])
+    for name, handler in handlers.items():
+        signal.signal(name, handler)
+
+
+@pytest.fixture
+def failing(monkeypatch, capfd, own_process):
+    """A function that runs a command which ends with a mistake, and returns its sentence."""
+    from transformer_jax.__main__ import main
+
+    def command(name: str, *flags: str, stdin: str = os.devnull) -> str:
+        monkeypatch.setattr(sys, "argv", [f"{name}.py", *flags])
+        with open(stdin) as lines, monkeypatch.context() as patch:
+            patch.setattr(sys, "stdin", lines)
+            with pytest.raises(SystemExit) as ended:
+                main(name)
+        out, err = capfd.readouterr()
+        (line,) = err.splitlines()
+        assert ended.value.code in (1, 2) and out == "" and line.startswith("error: ")
+        return line
+
+    return command

@@ -1,9 +1,8 @@
 """train.py and decode.py as a user runs them."""
 
-import concurrent.futures
 import io
 import json
-import os
+import operator
 import random
 import re
 import shlex
@@ -12,10 +11,11 @@ import sys
 import time
 
 import pytest
-from commands import ROOT, metrics, run, run_training, start
+from commands import metrics, run, run_training, start
 
 from transformer_jax import cli
-from transformer_jax.config import Config
+from transformer_jax.__main__ import main, parser_of
+from transformer_jax.config import Config, reference
 from transformer_jax.data.vocabulary import Vocabulary
 from transformer_jax.training.loop import train
 
@@ -91,7 +91,7 @@ def test_sigterm_saves_and_the_next_start_goes_on(home):
     assert steps == sorted({*range(2, step + 5, 2), step + 4})  # the last, even or odd
 
 
-TRAIN = ("train.py", "--config={home}/tiny.py", "--workdir={home}/new")
+TRAIN = ("train", "--config={home}/tiny.py", "--workdir={home}/new")
 MISTAKES = {
     "unknown field": ((*TRAIN, "--config.model.num_layer=2"), "config.model.num_layers"),
     "ill-typed value": ((*TRAIN, "--config.model.num_layers=two"), "num_layers"),
@@ -99,26 +99,26 @@ MISTAKES = {
     "heads": ((*TRAIN, "--config.model.num_heads=3"), "config.model.num_heads=3 does not divide"),
     "packed rows for an RNN": ((*TRAIN, "--config.model.kind=gru"), "batching=bucketed gives"),
     "misspelt flag": ((*TRAIN, "--workdirr=x"), "workdirr"),
-    "stray argument": ((*TRAIN, "now"), "unexpected argument 'now'; options are --name=value"),
+    "stray argument": ((*TRAIN, "now"), "unexpected argument 'now'; flags are --name=value"),
     "a config without its flag": (
-        ("train.py", "{home}/tiny.py"), "did you mean --config={home}/tiny.py?"
+        ("train", "{home}/tiny.py"), "did you mean --config={home}/tiny.py?"
     ),
     "an input without its flag": (
-        ("decode.py", "--workdir={home}", "{home}/output"), "did you mean --input={home}/output?"
+        ("decode", "--workdir={home}", "{home}/output"), "did you mean --input={home}/output?"
     ),
     "configs without their flag": (
-        ("-m", "transformer_jax.compare", "{home}/tiny.py"), "mean --configs={home}/tiny.py?"
+        ("compare", "{home}/tiny.py"), "mean --configs={home}/tiny.py?"
     ),
     "an argument for a config that takes none": (
-        ("train.py", "--config={home}/tiny.py:x", "--workdir={home}/new"),
+        ("train", "--config={home}/tiny.py:x", "--workdir={home}/new"),
         "{home}/tiny.py:x: its get_config() takes no argument: {home}/tiny.py",
     ),
     "no argument for a config that needs one": (
-        ("train.py", "--config={home}/named.py", "--workdir={home}/new"),
+        ("train", "--config={home}/named.py", "--workdir={home}/new"),
         "{home}/named.py: its get_config() needs one: {home}/named.py:ARGUMENT",
     ),
     "a fraction for a flag": (
-        ("decode.py", "--workdir={home}", "--average=1.5"), "'1.5' is not a whole number, such as"
+        ("decode", "--workdir={home}", "--average=1.5"), "'1.5' is not a whole number, such as"
     ),
     "a workdir that is a file": ((*TRAIN[:2], "--workdir={home}/tiny.py"), "tiny.py is a file;"),
     "a trace of a dry run": (
@@ -127,13 +127,13 @@ MISTAKES = {
     "a trace beyond the end": (
         (*TRAIN, "--profile_steps=7:8"), "--profile_steps=7:8 has no effect: the run goes on after"
     ),
-    "no config file": (("train.py", "--config={home}/no.py", "--workdir={home}/new"), "no.py"),
+    "no config file": (("train", "--config={home}/no.py", "--workdir={home}/new"), "no.py"),
     "misspelt in the config file": (
-        ("train.py", "--config={home}/misspelt.py", "--workdir={home}/new"),
+        ("train", "--config={home}/misspelt.py", "--workdir={home}/new"),
         "{home}/misspelt.py, line 3: TypeError: there is no field config.model.num_layer; did you",
     ),
-    "no Config": (("train.py", "--config={home}/three.py", "--workdir={home}/new"), "Config"),
-    "no flags": (("train.py",), "config"),
+    "no Config": (("train", "--config={home}/three.py", "--workdir={home}/new"), "Config"),
+    "no flags": (("train",), "config"),
     "missing corpus": ((*TRAIN, "--config.data.train=text:{home}/no"), "{home}/no.en"),
     "no cache": (
         (*TRAIN, "--config.data.cache_dir={home}/output/cache"),
@@ -141,63 +141,91 @@ MISTAKES = {
     ),
     "below a file": ((*TRAIN[:2], "--workdir={home}/tiny.py/run"), "{home}/tiny.py/run"),
     "no run": (
-        ("decode.py", "--workdir={home}/nowhere", "--output={home}/output"),
+        ("decode", "--workdir={home}/nowhere", "--output={home}/output"),
         "{home}/nowhere is not the workdir",
     ),
-    "no corpus to score": (("decode.py", "--workdir={home}", "--score"), "--corpus"),
-    "no such input": (("decode.py", "--workdir={home}", "--input={home}/no"), "{home}/no"),
+    "no corpus to score": (("decode", "--workdir={home}", "--score"), "--corpus"),
+    "no such input": (("decode", "--workdir={home}", "--input={home}/no"), "{home}/no"),
     "two kinds of input": (
-        ("decode.py", "--workdir={home}", "--interactive", "--input={home}/output"), "--interactive"
+        ("decode", "--workdir={home}", "--interactive", "--input={home}/output"), "--interactive"
     ),
-    "a beam of nothing": (("decode.py", "--workdir={home}", "--beam_size=0"), "beam_size"),
+    "a beam of nothing": (("decode", "--workdir={home}", "--beam_size=0"), "beam_size"),
     "a head without alignments": (
-        ("decode.py", "--workdir={home}", "--alignment_head=0"), "--alignment_head needs"
-    ),
-    "two lines": (
-        ("-c", "from transformer_jax import cli\n"
-               "def main(_): raise ValueError('one\\ntwo')\n"
-               "cli.run(main)"),
-        "one two",
+        ("decode", "--workdir={home}", "--alignment_head=0"), "--alignment_head needs"
     ),
 }  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def mistakes(home):
-    """What each mistake's process left; two at a time, as each spends seconds on its start."""
-    with concurrent.futures.ThreadPoolExecutor(2) as pool:
-        return dict(
-            zip(
-                MISTAKES,
-                pool.map(
-                    lambda mistake: run(home, *(word.format(home=home) for word in mistake[0])),
-                    MISTAKES.values(),
-                ),
-            )
-        )
-
-
 @pytest.mark.parametrize("name", MISTAKES)
-def test_a_mistake_is_told_in_one_line(mistakes, home, name):
-    process = mistakes[name]
-    assert process.returncode in (1, 2) and process.stdout == ""
-    lines = process.stderr.splitlines()
-    assert len(lines) == 1 and lines[0].startswith("error: "), process.stderr
-    assert "Traceback" not in lines[0]
-    assert MISTAKES[name][1].format(home=home) in lines[0]
+def test_a_mistake_is_told_in_one_line(failing, home, name):
+    words, told = MISTAKES[name]
+    before = {path: path.read_bytes() for path in home.iterdir() if path.is_file()}
+    assert told.format(home=home) in failing(*(word.format(home=home) for word in words))
     assert not (home / "new" / "config.json").exists()
+    assert {path: path.read_bytes() for path in home.iterdir() if path.is_file()} == before
+
+
+def test_a_mistake_of_several_lines_is_told_in_one(capsys, own_process):
+    def main():
+        raise ValueError("one\ntwo")
+
+    with pytest.raises(SystemExit, match="1"):
+        cli.run(main)
+    assert capsys.readouterr().err == "error: one two\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ([], ["usage: transformer-jax COMMAND", "train", "decode", "compare", "quickstart, story"]),
+        (["--version"], ["transformer_jax 0.1.0"]),
+        (["train", "-h"], ["--config.model.num_layers INT", "Layers of the encoder"]),
+        (["compare", "--help"], ["--override FIELD=VALUE"]),
+        (["decode", "--help"], ["--beam_size INT", "--input FILE", "GNMT's alpha", "--score"]),
+    ],
+)
+def test_help_names_our_flags_and_is_no_error(monkeypatch, capsys, words, told):
+    monkeypatch.setattr(sys, "argv", ["transformer-jax", *words])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert not ended.value.code
+    out, err = capsys.readouterr()
+    assert err == "" and all(text in out for text in told)
+
+
+def test_the_help_of_training_has_every_field_with_its_help(capsys):
+    with pytest.raises(SystemExit):
+        parser_of("train").parse(["--help"])
+    out = " ".join(capsys.readouterr().out.split())
+    for row in reference():
+        assert f"--{row.name} " in out and row.help in out
+
+
+@pytest.mark.parametrize(
+    ("words", "value"),
+    [
+        (["--config.model.num_layers=3"], 3),
+        (["--config.model.num_layers", "1_0"], 10),
+        (["--config.training.num_steps=2.5M"], 2_500_000),
+        (["--config.model.attention_bias"], True),
+        (["--config.model.attention_bias=false"], False),
+        (["--config.data.byte_fallback", "--noconfig.data.byte_fallback"], False),
+        (["--config.data.train=text:a=b"], "text:a=b"),
+        (["--config.optimizer.clip_norm", "1e-1"], 0.1),
+        (["--config.seed=1", "--config.seed=2"], 2),
+    ],
+)
+def test_a_field_has_a_flag(home, words, value):
+    flags = parser_of("train").parse([f"--config={home}/tiny.py", "--workdir=x", *words])
+    name = words[0].removeprefix("--config.").partition("=")[0]
+    assert operator.attrgetter(name)(cli.config_of(flags)) == value
 
 
 def test_help_is_no_error_and_may_be_read_in_part(home):
     with start(home, "train.py", "--help") as process:
-        assert process.stdout.readline().startswith("Trains a model")
+        assert process.stdout.readline().startswith("usage: train.py")
         process.stdout.close()
         assert process.stderr.read() == "" and process.wait(60) == 0
-
-
-@pytest.mark.usefixtures("mistakes")
-def test_a_mistake_leaves_the_output_file_as_it_was(home):
-    assert (home / "output").read_text() == "precious\n"
 
 
 @pytest.fixture
@@ -305,7 +333,7 @@ def test_a_thread_of_a_program_with_wide_numbers_trains_and_decodes_as_the_comma
 
 
 def test_characters_that_standard_output_lacks_are_escaped(home):
-    main = "from transformer_jax.cli import run\nrun(lambda _: print('\u00e9 \ud55c'))"
+    main = "from transformer_jax.cli import run\nrun(lambda: print('\u00e9 \ud55c'))"
     done = run(home, "-c", main, variables={"PYTHONIOENCODING": "ascii:strict"})
     assert (done.returncode, done.stdout, done.stderr) == (0, "\\xe9 \\ud55c\n", "")
 
@@ -339,7 +367,8 @@ def test_a_mixture_of_languages_with_tags(home):
 
 TYPHOONS = """
 from transformer_jax import cli
-from transformer_jax.config import Config
+from transformer_jax.__main__ import main, parser_of
+from transformer_jax.config import Config, reference
 
 def get_config():
     config = Config()
@@ -381,34 +410,6 @@ def test_a_month_of_temperatures_tells_a_week_of_typhoons(home):
     weeks = decoded.stdout.splitlines()
     assert decoded.returncode == 0 and len(weeks) == 50
     assert sum(week == target for week, (_, target) in zip(weeks, pairs)) >= 47
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="glibc's huge pages")
-@pytest.mark.parametrize(
-    ("arguments", "anew"),
-    [
-        (["train.py", "--config=x"], True),
-        (["-u", "decode.py"], True),
-        (["-m", "transformer_jax.compare"], True),
-        (["-m", "pdb", "train.py"], False),
-        (["-m", "ipykernel_launcher", "-f", "x.json"], False),
-        (["mine.py", "train.py"], False),
-        (["-"], False),
-    ],
-)
-def test_only_our_own_commands_start_anew_for_huge_pages(monkeypatch, arguments, anew):
-    """A notebook, a debugger or a user's script would lose what it has done."""
-    started = []
-    monkeypatch.chdir(ROOT)
-    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
-    monkeypatch.setattr(sys, "orig_argv", ["python", *arguments])
-    monkeypatch.setattr(os, "execv", lambda *command: started.append(command))
-    cli.use_huge_pages()
-    assert bool(started) == anew
-    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
-    monkeypatch.setattr(sys, "gettrace", lambda: print)
-    cli.use_huge_pages()
-    assert len(started) == anew
 
 
 def test_a_notebooks_output_stays_as_it_is(monkeypatch):

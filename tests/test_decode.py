@@ -229,17 +229,18 @@ def test_a_run_without_a_checkpoint_cannot_decode(trained, home, tmp_path):
         (["--attention_html=a", "--score_pairs"], "--attention_html do not go together"),
         (["--attention_html=a", "--score", "--corpus=text:a"], "--attention_html do not go tog"),
         (["--checkpoint=best", "--average=2"], "--checkpoint and --average do not go together"),
-        (["--scores", "--format=json"], "--scores is for text"),
+        (
+            ["--scores", "--format=json"],
+            "--scores and --format do not go together: JSON has",
+        ),
         (["--n_best=2", "--score", "--corpus=text:a"], "--score and --n_best do not go together"),
         ([f"--prefix={'sieben ' * 40}"], "leaves no room in max_length=32"),
     ],
 )
-def test_a_search_that_cannot_be_is_told_in_one_line(trained, home, flags, told):
-    output = home / "kept"
+def test_a_search_that_cannot_be_is_told_in_one_line(trained, failing, tmp_path, flags, told):
+    output, lines = tmp_path / "output", tmp_path / "lines"
     output.write_text("precious\n")
+    lines.write_text("seven\n")
     flags = flags if "--prefix" in flags[0] else [*flags, f"--output={output}"]
-    process = run(home, "decode.py", f"--workdir={trained[0]}", *flags, text="seven\n")
-    assert process.returncode == 1 and process.stdout == ""
-    lines = process.stderr.splitlines()
-    assert len(lines) == 1 and lines[0].startswith("error: ") and told in lines[0], lines
+    assert told in failing("decode", f"--workdir={trained[0]}", *flags, stdin=lines)
     assert output.read_text() == "precious\n"

@@ -3,7 +3,6 @@
 import concurrent.futures
 import contextlib
 import errno
-import importlib
 import json
 import os
 import pathlib
@@ -19,10 +18,10 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
-from absl import flags
 from matplotlib.figure import Figure
 
 from transformer_jax import Config, Translator, figures, storage, train
+from transformer_jax.__main__ import parser_of
 from transformer_jax.compare.comparison import Budget, compare
 from transformer_jax.compare.plan import plan
 from transformer_jax.config import load_config
@@ -77,24 +76,23 @@ def test_a_path_of_another_storage_is_refused_wherever_it_is_given(use, tmp_path
 PATH_FLAGS = {
     "train": ["workdir"],
     "decode": ["workdir", "input", "output", "prefix_file", "attention_html"],
-    "transformer_jax.compare.__main__": ["workdir"],
+    "compare": ["workdir", "probes"],
 }
 
 
-@pytest.mark.parametrize("program", PATH_FLAGS)
-def test_a_flag_that_is_a_path_is_a_local_one(program, monkeypatch):
+@pytest.mark.parametrize("command", PATH_FLAGS)
+def test_a_flag_that_is_a_path_is_a_local_one(command, monkeypatch, capsys):
     monkeypatch.setenv("HOME", "/home/me")
-    before = set(flags.FLAGS)
-    try:
-        importlib.import_module(program)
-        for name in PATH_FLAGS[program]:
-            parse = flags.FLAGS[name].parser.parse
-            assert parse("~/runs/x") == "/home/me/runs/x"
-            with pytest.raises(ValueError, match="^s3://bucket/x is not a local path"):
-                parse("s3://bucket/x")
-    finally:
-        for name in set(flags.FLAGS) - before:
-            delattr(flags.FLAGS, name)
+    needed = ["--workdir=a", *(["--config=b"] if command == "train" else [])]
+    needed += ["--configs=b"] if command == "compare" else []
+    for name in PATH_FLAGS[command]:
+        found = getattr(parser_of(command).parse([*needed, f"--{name}=~/runs/x"]), name)
+        assert (found[-1] if isinstance(found, list) else found) == "/home/me/runs/x"
+        with pytest.raises(SystemExit):
+            parser_of(command).parse([*needed, f"--{name}=s3://bucket/x"])
+        assert capsys.readouterr().err.startswith(
+            f"error: --{name}: s3://bucket/x is not a local path"
+        )
 
 
 @pytest.mark.parametrize(

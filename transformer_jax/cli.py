@@ -1,76 +1,249 @@
-"""How the command lines start, and how they end: in one sentence where the user erred."""
+"""Command lines: flags made from dataclasses, readable help, errors in one sentence, logging."""
 
+import argparse
+import ctypes
+import dataclasses
+import difflib
+import functools
+import itertools
 import logging
 import os
-import pathlib
 import re
 import signal
 import sys
+import types
+import typing
 from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
 
-from absl import app, flags
 from absl import logging as absl_logging
 
-from transformer_jax.config import Config, load_config, unknown_field, whole_number
+from transformer_jax.config import (
+    Config,
+    check_value,
+    load_config,
+    parse_value,
+    reference,
+    unknown_field,
+    with_field,
+)
 from transformer_jax.storage import cache_folder, local_path
+
+logger = logging.getLogger(__name__)
 
 USAGE_ERROR, FAILURE = 2, 1
 
 
-def run(main: Callable[[Sequence[str]], int | None]) -> None:
-    """Parses the flags, runs `main`, and exits: `app.run` whose errors are one sentence.
+class Parser(argparse.ArgumentParser):
+    """Flags by section, each by its whole name; mistakes end the process with one sentence.
 
-    ValueError and OSError are the user's to mend and are told in a sentence; any other
-    exception is a defect of ours and keeps its traceback.
+    Attributes:
+      flags: the names of all flags, and their defaults.
     """
-    use_huge_pages()
-    escape_unprintable()
-    cache_compilations()
 
-    def main_or_sentence(argv: Sequence[str]) -> int | None:
-        log_to_stderr()
-        # As an exception, so that what is half written is removed.
-        signal.signal(signal.SIGTERM, lambda *_: _end("terminated", 128 + signal.SIGTERM))
+    def __init__(self, prog: str, usage: str, description: str):
+        super().__init__(
+            prog=prog,
+            usage=f"{prog} {usage}",
+            description=description,
+            allow_abbrev=False,
+            formatter_class=functools.partial(
+                argparse.RawDescriptionHelpFormatter, max_help_position=8
+            ),
+        )
+        self.flags: dict[str, Any] = {}
+        self._required: list[str] = []
+        self._section: Any = self
+
+    def section(self, title: str, description: str = "") -> None:
+        """Begins a section of the help, which the flags that follow belong to."""
+        self._section = self.add_argument_group(title, description)
+
+    def flag(
+        self,
+        name: str,
+        default: Any,
+        help: str,
+        *,
+        kind: type | None = None,
+        parse: Callable[[str], Any] | None = None,
+        required: bool = False,
+        **options: Any,
+    ) -> None:
+        """A flag --NAME=VALUE, of the default's type unless `kind` or `parse` say another."""
+        self.flags[name] = default
+        self._required += [name] * required
+        kind = kind or (str if default is None else type(default))
+        parse = parse or functools.partial(parse_value, f"--{name}", kind)
+        if default not in (None, "", [], argparse.SUPPRESS) and kind is not bool:
+            help = f"{help} Default: {default}."
+        add = self._section.add_argument
+        options |= {"default": default, "dest": name, "help": help.replace("%", "%%")}
+        if kind is bool or options.get("metavar") == _TRUTH:
+            options |= {"nargs": "?", "const": parse("true"), "metavar": _TRUTH}
+            off = {"default": argparse.SUPPRESS, "help": argparse.SUPPRESS}
+            add(f"--no{name}", dest=name, action="store_const", const=parse("false"), **off)
+        add(f"--{name}", type=_one_sentence(parse), **options)
+
+    def config_flags(self) -> None:
+        """A flag for each field of a config, by section; `config_of` sets what they say."""
+        for section, rows in itertools.groupby(reference(), lambda row: row.section):
+            group = getattr(Config(), section, Config())
+            self.section(f"config.{section}".rstrip("."), group.__doc__)
+            for row in rows:
+                more = f"Default: {row.default}." if row.default != "" else ""
+                more += f" Must be {row.takes}." if row.takes[:2] in ("at", "in") else ""
+                more += f" Needs {row.needs}." if row.needs else ""
+                metavar = row.takes.removeprefix("one of ").replace(", ", "|")
+                metavar = metavar if row.takes.startswith("one of") else row.type.upper()
+                metavar = _TRUTH if row.type == "bool" else metavar
+                suppress = argparse.SUPPRESS
+                self.flag(row.name, suppress, f"{row.help} {more}", parse=str, metavar=metavar)
+
+    def option_flags(self, options: type) -> None:
+        """A flag for each field of a dataclass of options."""
+        for leaf in dataclasses.fields(options):
+            kinds = typing.get_args(leaf.type) or (leaf.type,)
+            (kind,) = (kind for kind in kinds if kind is not types.NoneType)
+            more = {} if kind is bool else {"metavar": kind.__name__.upper()}
+            parse = functools.partial(_option, leaf, kind)
+            self.flag(leaf.name, leaf.default, leaf.metadata["help"], parse=parse, **more)
+
+    def parse(self, words: Sequence[str]) -> argparse.Namespace:
+        """The values of all flags, and in `given` the names of those that are not the default.
+
+        Ends the process where a word is no flag, or a flag is missing.
+        """
+        found, stray = self.parse_known_args(words)
+        if stray:
+            self.error(self._unexpected(stray[0]))
+        for name in self._required:
+            value = getattr(found, name)
+            if not value or (isinstance(value, list) and not all(value)):
+                self.error(f"--{name} is missing: {self.prog} --help says what it is")
+        given = vars(found).items()
+        found.given = {name for name, value in given if value != self.flags[name]}
+        return found
+
+    def error(self, message: str) -> NoReturn:
+        """Ends the process with a sentence about a mistake in the command."""
+        # argparse says which flag it is, and so do our own sentences.
+        message = re.sub(r"^argument (\S+: )", r"\1", message)
+        end(re.sub(r"^\S+: (?=(--|config\.))", "", message), USAGE_ERROR)
+
+    def _unexpected(self, word: str) -> str:
+        name = word.split("=")[0].lstrip("-")
+        if word.startswith("-") and name.removeprefix("no").startswith("config."):
+            return unknown_field(name.removeprefix("no"))
+        if word.startswith("-"):
+            near = difflib.get_close_matches(name, self.flags, n=1)
+            hint = f"did you mean --{near[0]}?" if near else f"{self.prog} --help has all"
+            return f"there is no flag --{name}; {hint}"
+        is_config = bool(re.search(r"\.py(:|$)", word))
+        fits = {"config": is_config, "configs": is_config, "input": os.path.isfile(word)}
+        hints = [f"did you mean --{x}={word}?" for x in fits if fits[x] and x in self.flags]
+        return f"unexpected argument {word!r}; {next(iter(hints), 'flags are --name=value')}"
+
+
+_TRUTH = "true|false"
+
+
+def _option(leaf: dataclasses.Field, kind: type, text: str) -> Any:
+    value = parse_value(f"--{leaf.name}", kind, text)
+    check_value(f"--{leaf.name}", leaf, value)
+    return value
+
+
+def _one_sentence(parse: Callable[[str], Any]) -> Callable[[str], Any]:
+    def parsed(text: str) -> Any:
         try:
-            if len(argv) > 1:
-                _end(_unexpected(argv[1]), USAGE_ERROR)
-            return main(argv)
-        except BrokenPipeError:
-            # The reader of our output has left: nothing to say, and nowhere to say it.
-            _flush()
-            return FAILURE
-        except KeyboardInterrupt:
-            return 130  # the shell says that it was interrupted
-        except OSError as error:
-            where = f"{error.filename}: " if error.filename else ""
-            _end(f"{where}{error.strerror or error}", FAILURE)
-        except ValueError as error:
-            _end(str(error), FAILURE)
-        except (MemoryError, RuntimeError) as error:
-            told = str(error)
-            exhausted = "RESOURCE_EXHAUSTED" in told or "Out of memory" in told
-            if isinstance(error, RuntimeError) and not exhausted:
-                raise
-            _end(
-                "out of memory: lower config.data.tokens_per_batch or raise "
-                "config.training.accumulate_steps, or in decoding lower --rows, --beam_size or "
-                "--max_length "
-                f"({told[:200]})",
-                FAILURE,
-            )
+            return parse(text)
+        except ValueError as error:  # whose words argparse would not show
+            raise argparse.ArgumentTypeError(str(error)) from None
 
-    app.run(main_or_sentence, flags_parser=_parse_flags)
+    return parsed
+
+
+def path(text: str) -> str:
+    """A flag's value that names a file or folder, as `storage.local_path` has it; "" = none."""
+    return local_path(text) if text else text
+
+
+def config_of(flags: argparse.Namespace) -> Config:
+    """The config that --config names, with the fields set that have flags of their own."""
+    try:
+        config = load_config(flags.config)
+        for name, text in vars(flags).items():
+            if name.startswith("config."):
+                with_field(config, name, text)
+    except ValueError as error:
+        end(str(error), USAGE_ERROR)
+    return config
+
+
+def run(command: Callable[[], int | None]) -> NoReturn:
+    """Runs a command and exits with its status; the user's mistakes are told in one sentence.
+
+    ValueError and OSError are the user's to mend; any other exception is a defect of ours and
+    keeps its traceback.
+    """
+    escape_unprintable()
+    log_to_stderr()
+    # As an exception, so that what is half written is removed.
+    signal.signal(signal.SIGTERM, lambda *_: end("terminated", 128 + signal.SIGTERM))
+    try:
+        status = command()
+        _flush()
+        sys.exit(status)
+    except BrokenPipeError:
+        # The reader of our output has left: nothing to say, and nowhere to say it.
+        _flush()
+        sys.exit(FAILURE)
+    except KeyboardInterrupt:
+        sys.exit(130)  # the shell says that it was interrupted
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        end(f"{where}{error.strerror or error}", FAILURE)
+    except ValueError as error:
+        end(str(error), FAILURE)
+    except (MemoryError, RuntimeError) as error:
+        message = str(error)
+        exhausted = "RESOURCE_EXHAUSTED" in message or "Out of memory" in message
+        if isinstance(error, RuntimeError) and not exhausted:
+            raise
+        end(
+            "out of memory: lower config.data.tokens_per_batch or raise "
+            "config.training.accumulate_steps, or in decoding lower --rows, --beam_size or "
+            f"--max_length ({message[:200]})",
+            FAILURE,
+        )
 
 
 def log_to_stderr() -> None:
-    """Our own messages, bare; of the libraries' only what went wrong.
+    """Shows our own messages, bare, and of the libraries' only errors.
 
-    Orbax and TensorFlow Datasets tell each step of theirs through absl, which `app.run`
-    has put in charge of all logging.
+    Orbax and TensorFlow Datasets report each of their steps through absl.
     """
     absl_logging.set_verbosity(absl_logging.ERROR)
     logging.basicConfig(stream=sys.stderr, level=logging.ERROR, format="%(message)s", force=True)
     logging.getLogger("transformer_jax").setLevel(logging.INFO)
+
+
+def reuse_memory() -> None:
+    """Lets glibc keep what a step frees for the next one, instead of giving it back.
+
+    XLA on a CPU allocates its scratch memory afresh at each step, hundreds of megabytes that the
+    kernel maps and clears page by page: a quarter of a step's time. Whoever sets MALLOC_...,
+    GLIBC_TUNABLES or TRANSFORMER_JAX_MALLOC=default keeps the allocator as it is.
+    """
+    variables = "GLIBC_TUNABLES", "MALLOC_", "TRANSFORMER_JAX_MALLOC"
+    if sys.platform != "linux" or any(name.startswith(variables) for name in os.environ):
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none
+    trim_threshold, mmap_max, arena_max = -1, -4, -8  # malloc.h
+    settings = ((mmap_max, 0), (trim_threshold, 2**31 - 1), (arena_max, 1))
+    if mallopt and all(mallopt(*setting) for setting in settings):
+        logger.debug("malloc keeps freed memory (TRANSFORMER_JAX_MALLOC=default: it does not)")
 
 
 def escape_unprintable() -> None:
@@ -78,31 +251,6 @@ def escape_unprintable() -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a notebook's has not, nor one that is closed
             stream.reconfigure(errors="backslashreplace")
-
-
-def use_huge_pages() -> None:
-    """Starts our own command again with glibc told to ask for huge pages, unless it already was.
-
-    XLA on a CPU allocates its scratch memory afresh at each step, hundreds of megabytes
-    that are mapped page by page: with pages of 4 KiB a third of a training step went into
-    100,000 page faults. glibc reads the setting only when a process starts. Whoever sets
-    GLIBC_TUNABLES keeps it as it is, and a notebook, a debugger, a profiler or a script that
-    calls us keeps its process.
-    """
-    if sys.platform == "linux" and "GLIBC_TUNABLES" not in os.environ and _is_own_process():
-        os.environ["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"
-        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
-
-
-def _is_own_process() -> bool:
-    """Whether Python was started for one of our commands and nothing else."""
-    if sys.gettrace() or sys.getprofile():
-        return False
-    package = pathlib.Path(__file__).resolve().parent
-    scripts = (package.parent / "train.py", package.parent / "decode.py")
-    arguments = sys.orig_argv[1:]
-    script = pathlib.Path(next((x for x in arguments if not x.startswith("-")), "")).resolve()
-    return script in scripts or arguments[:2] == ["-m", "transformer_jax.compare"]
 
 
 def cache_compilations() -> None:
@@ -115,91 +263,16 @@ def cache_compilations() -> None:
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 
 
-class _Path(flags.ArgumentParser):
-    """Of flags that are names of files and folders: as `paths.local_path` has them."""
-
-    def parse(self, argument: str) -> str:
-        return local_path(argument) if argument else argument
-
-
-def define_path(name: str, default: str | None, help: str, *, multi: bool = False):
-    """A flag for a file or folder of this machine, or several if it may be given several times."""
-    if multi:
-        return flags.DEFINE_multi(_Path(), flags.ArgumentSerializer(), name, default, help)
-    return flags.DEFINE(_Path(), name, default, help)
-
-
-def _parse_flags(argv: Sequence[str]) -> list[str]:
-    # Of all flags, and of the fields that ml_collections makes flags of.
-    flags.IntegerParser.convert = lambda _, x: whole_number(x) if isinstance(x, str) else x
-    if "config" in flags.FLAGS:
-        flags.FLAGS["config"].parser.parse = _config
-    try:
-        return flags.FLAGS(list(argv))
-    except (SystemExit, BrokenPipeError) as ended:
-        # absl exits with 1 after --help, or the reader of that has left.
-        _flush()
-        status = getattr(ended, "code", 0)
-        sys.exit(0 if status == 1 else status)
-    except flags.UnrecognizedFlagError as error:
-        if error.flagname.startswith("config."):
-            _end(unknown_field(error.flagname), USAGE_ERROR)
-        _end(str(error), USAGE_ERROR)
-    except flags.Error as error:
-        _end(_stray(argv) or str(error), USAGE_ERROR)
-    except (AttributeError, KeyError) as error:
-        # How ml_collections tells of --config.a.b for which there is no field.
-        _end(_no_such_field(argv) or f"config: {error}", USAGE_ERROR)
-    except Exception as error:  # what else ml_collections raises, as at --config.model[0]
-        _end(f"config: {type(error).__name__}: {error}", USAGE_ERROR)
-
-
-def _config(path: str) -> Config:
-    try:
-        return load_config(path)
-    except ValueError as error:
-        _end(str(error), USAGE_ERROR)
-
-
-def _no_such_field(argv: Sequence[str]) -> str:
-    for argument in argv:
-        if match := re.match(r"--?(config\.[\w.]+)", argument):
-            node = Config()
-            for part in match[1].split(".")[1:]:
-                if not hasattr(node, part):
-                    return unknown_field(match[1])
-                node = getattr(node, part)
-    return ""
-
-
-def _stray(argv: Sequence[str]) -> str:
-    """A sentence about the first argument that is no option nor the value of one, or ""."""
-    for before, argument in zip(argv, argv[1:]):
-        if not argument.startswith("-") and (not before.startswith("-") or "=" in before):
-            return _unexpected(argument)
-    return ""
-
-
-def _unexpected(argument: str) -> str:
-    hint = "options are --name=value"
-    for name, fits in (
-        ("config", re.search(r"\.py(:|$)", argument)),
-        ("configs", re.search(r"\.py(:|$)", argument)),
-        ("input", os.path.isfile(argument)),
-    ):
-        if fits and name in flags.FLAGS:
-            hint = f"did you mean --{name}={argument}?"
-    return f"unexpected argument {argument!r}; {hint}"
+def end(sentence: str, status: int) -> NoReturn:
+    """Exits with a sentence on stderr."""
+    print(f"error: {' '.join(sentence.split())}", file=sys.stderr)
+    sys.exit(status)
 
 
 def _flush() -> None:
     """Writes out what is buffered, to nowhere where the reader has left."""
     try:
-        sys.stdout.flush()
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def _end(sentence: str, status: int) -> None:
-    print(f"error: {' '.join(sentence.split())}", file=sys.stderr)
-    sys.exit(status)

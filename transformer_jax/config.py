@@ -426,7 +426,7 @@ def takes(leaf: dataclasses.Field) -> str:
     """The values that a field takes, as in "in [0, 1]"; "" = any of its type."""
     if choices := leaf.metadata.get("choices"):
         return f"one of {', '.join(choices)}"
-    least, most = leaf.metadata.get("range", (-_ANY, _ANY))
+    least, most = leaf.metadata.get("range") or (-_ANY, _ANY)
     bounded = f"at least {least}" if most == _ANY else f"in [{least}, {most}]"
     return bounded if least > -_ANY else ""
 
@@ -439,7 +439,7 @@ def check_value(name: str, leaf: dataclasses.Field, value: Any) -> None:
         raise ValueError(f"{name}={value!r} is not of type {leaf.type.__name__}")
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f"{name}={value!r} is not a finite number")
-    least, most = leaf.metadata.get("range", (value, value))
+    least, most = leaf.metadata.get("range") or (value, value)
     if value not in leaf.metadata.get("choices", (value,)) or not least <= value <= most:
         raise ValueError(f"{name}={value!r} must be {takes(leaf)}")
 

@@ -1,0 +1,243 @@
+"""Translates, a sentence a line: decode --workdir=runs/quickstart < source > target.
+
+Each line is answered in order as soon as it is done (with --alignments, as soon as those are
+that came with it), also on a pipe that never ends. With --score_pairs the lines are source,
+tab and target, and come out with their log-probability. With --corpus a corpus' source side
+is translated, and with --score too the translations are scored against the target side and
+one JSON line is printed. With --attention_html a page is written, once all lines are
+translated or Ctrl-C is pressed, that shows what the model attended to.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import json
+import os
+import signal
+import sys
+from collections.abc import Iterable, Iterator
+from typing import Any, BinaryIO
+
+from transformer_jax import cli
+from transformer_jax.decoding.options import SearchOptions
+
+USAGE = "--workdir=FOLDER [--input=FILE] [--output=FILE] [--beam_size=N ...]"
+
+# Names, defaults and help of the flags that are not options of the search.
+_FILES = (
+    ("input", "File to translate, plain, .gz or .xz; default: standard input."),
+    ("output", "File to write; default: standard output."),
+    ("prefix_file", "File with a text a line, which that line's translation begins with."),
+    ("attention_html", "Page to write, for a browser: attention of the first 100 lines."),
+)
+_FLAGS = (
+    ("average", 1, "Latest checkpoints to average."),
+    ("corpus", "", "Corpus to translate instead of lines, such as text:PREFIX."),
+    ("score", False, "Print the corpus' scores instead of its translation."),
+    ("score_pairs", False, "Score given translations: lines are source, tab, target."),
+    ("interactive", False, "Answer each line by itself, as it is typed."),
+    ("target_language", "", "Language to translate into, of a model trained on several."),
+    ("prefix", "", "Text that every translation begins with."),
+    ("alignments", False, "Add word alignments: ||| 0-0 1-2 (source-target), or all in JSON."),
+    ("scores", False, "Put score and log-probability before each text."),
+)
+
+_READING = {"max_length", "rows"}  # of SearchOptions: apply to given translations too
+_SEARCH = [x.name for x in dataclasses.fields(SearchOptions) if x.name not in _READING]
+_PREFIXES = "prefix prefix_file"
+# Flags that do not go together, and why where it is not plain; flags that need another.
+_EXCLUDE = (
+    ("score", f"score_pairs alignments attention_html scores format n_best {_PREFIXES}", ""),
+    ("score_pairs", f"attention_html scores {_PREFIXES} {' '.join(_SEARCH)}", ""),
+    ("corpus", "input interactive", ""),
+    ("corpus", "target_language", ": a corpus says its own, as in @en-de"),
+    ("input", "interactive", ""),
+    ("prefix", "prefix_file", ""),
+    ("checkpoint", "average", ": the latest are averaged"),
+    ("scores", "format", ": JSON has scores always"),
+)
+_NEED = (("score", "corpus"), ("alignment_layer", "alignments"), ("alignment_head", "alignments"))
+
+
+def add_flags(parser: cli.Parser) -> None:
+    """The command's flags."""
+    parser.flag(
+        "workdir",
+        None,
+        "Folder that train left; given several times, an ensemble: the mean of their "
+        "probabilities.",
+        parse=cli.path,
+        required=True,
+        action="append",
+        metavar="FOLDER",
+    )
+    parser.flag("checkpoint", None, "best, last, or the number of a step. Default: best.")
+    for name, help in _FILES:
+        parser.flag(name, "", help, parse=cli.path, metavar="FILE")
+    for name, default, help in _FLAGS:
+        parser.flag(name, default, help)
+    parser.flag("format", "text", "A text or a JSON object a line.", choices=("text", "json"))
+    for name in ("layer", "head"):
+        help = f"The {name} of the cross attention, from 0. Default: the mean of all."
+        parser.flag(f"alignment_{name}", None, help, kind=int)
+    parser.section("search")
+    parser.option_flags(SearchOptions)
+
+
+def run(flags: argparse.Namespace) -> None:
+    """Translates, scores or aligns."""
+    _check(flags)
+    from transformer_jax.data.corpora import open_text, raw_lines
+    from transformer_jax.decoding.stream import Writer, decoded
+    from transformer_jax.decoding.translator import Translator
+    from transformer_jax.figures.attention_page import AttentionLines, check_page
+
+    options = SearchOptions(
+        **{x.name: getattr(flags, x.name) for x in dataclasses.fields(SearchOptions)}
+    )
+    with contextlib.ExitStack() as files:
+        lines = None if flags.corpus else files.enter_context(_opened_input(flags))
+        if flags.attention_html:
+            check_page(flags.attention_html, _open_files(flags))
+        prefixes = flags.prefix
+        if name := flags.prefix_file:
+            prefix_lines = raw_lines(files.enter_context(open_text(name)), name)
+            prefixes = (decoded(line, name, n) for n, line in enumerate(prefix_lines, 1))
+        translator = Translator.from_workdir(
+            *flags.workdir, checkpoint=flags.checkpoint or "best", average=flags.average
+        )
+        align = _alignment_settings(flags, translator)
+        # Mistakes are reported before the output is opened, and so emptied.
+        translator.check(options, prefix=flags.prefix, align=align)
+        name, corpora, texts, pairs = _texts(flags, translator, lines)
+        attention = None
+        if flags.attention_html:
+            attention = AttentionLines(translator, name=name, options=options)
+        output = files.enter_context(_opened_output(flags))
+        as_json = flags.format == "json"
+        writer = Writer(output, translator.vocabulary, as_json=as_json, scores=flags.scores)
+        if lines is not None and lines.isatty():
+            print("Waiting for lines to translate; Ctrl-D ends.", file=sys.stderr)
+        settings = {"name": name, "align": align}
+        if flags.score:
+            _score(translator, corpora, options, output)
+        elif flags.score_pairs:
+            from transformer_jax.decoding.stream import score_pairs
+
+            score_pairs(translator, pairs, writer, options, **settings)
+        else:
+            from transformer_jax.decoding.stream import translate_lines
+
+            # Neither among the answers nor among the lines of a log.
+            progress = not flags.interactive and sys.stderr.isatty() and not output.isatty()
+            settings |= {"prefixes": prefixes, "attention": attention, "progress": progress}
+            with _page(attention, flags):
+                translate_lines(translator, texts, writer, options, **settings)
+
+
+def _score(translator, corpora, options: SearchOptions, output: BinaryIO) -> None:
+    from transformer_jax.evaluation import score_translator
+
+    scores, _ = score_translator(translator, corpora, options)
+    output.write((json.dumps(scores) + "\n").encode())
+
+
+def _check(flags: argparse.Namespace) -> None:
+    """ValueError on flags that do not go together."""
+    for name, others, why in _EXCLUDE:
+        for other in others.split():
+            if {name, other} <= flags.given:
+                raise ValueError(f"--{name} and --{other} do not go together{why}")
+    for name, other in _NEED:
+        if name in flags.given and other not in flags.given:
+            raise ValueError(f"--{name} needs --{other}")
+    if flags.average < 1:
+        raise ValueError(f"--average={flags.average} must be at least 1")
+
+
+def _alignment_settings(flags: argparse.Namespace, translator) -> dict[str, Any] | None:
+    if not flags.alignments:
+        return None
+    # The tag that is put before each line is not one of its words.
+    tags = translator.config.data.language_tags
+    tagged = tags if flags.corpus else bool(flags.target_language)
+    return {"layer": flags.alignment_layer, "head": flags.alignment_head, "skip": int(tagged)}
+
+
+def _texts(flags: argparse.Namespace, translator, lines: BinaryIO | None):
+    """Where the lines are from, the corpora that they are of, and groups of texts and of pairs."""
+    from transformer_jax.data.corpora import parse_corpora
+    from transformer_jax.decoding.stream import MOST, Texts, arriving, pairs_of
+
+    data, name = translator.config.data, flags.corpus or flags.input or "standard input"
+    if flags.corpus:
+        languages = data.source_language, data.target_language
+        corpora = parse_corpora(name, *languages, language_tags=data.language_tags)
+        corpora = [(corpus, list(corpus)) for corpus in corpora]
+        corpus = [pair for _, pairs in corpora for pair in pairs]
+        pairs = [corpus[i : i + MOST] for i in range(0, len(corpus), MOST)]
+        return name, corpora, ([pair.source for pair in group] for group in pairs), pairs
+    language = flags.target_language
+    to_texts = Texts(name, translator.vocabulary, tags=data.language_tags, language=language)
+    groups = arriving(lines, name)
+    texts = to_texts.groups(_one_by_one(groups) if flags.interactive else groups)
+    return name, [], texts, pairs_of(texts)
+
+
+@contextlib.contextmanager
+def _page(attention, flags: argparse.Namespace) -> Iterator[None]:
+    """Writes the page of attention, if there is one, at the end or when Ctrl-C is pressed."""
+    if attention is None:
+        yield
+        return
+    names = [os.path.basename(os.path.realpath(folder)) for folder in flags.workdir]
+    page = flags.attention_html, f"Attention of {', '.join(names)}"
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    except KeyboardInterrupt:
+        with contextlib.suppress(ValueError):  # there was no line yet
+            attention.write(*page)
+        raise
+    attention.write(*page)
+
+
+def _opened_input(flags: argparse.Namespace) -> contextlib.AbstractContextManager[BinaryIO]:
+    """Where lines come from; ValueError if the output would overwrite it."""
+    if not flags.input and sys.stdin is None:
+        raise ValueError("standard input is closed; --input names a file")
+    if os.path.isfile(flags.output):
+        source = flags.input or sys.stdin.fileno()
+        for name, file in (("input", source), ("prefix file", flags.prefix_file)):
+            if file != "" and os.path.samestat(os.stat(file), os.stat(flags.output)):
+                raise ValueError(f"--output={flags.output} is the {name}, and would be lost")
+    from transformer_jax.data.corpora import open_text
+
+    return open_text(flags.input) if flags.input else contextlib.nullcontext(sys.stdin.buffer)
+
+
+def _open_files(flags: argparse.Namespace) -> dict[str, str | int]:
+    """The files that are read and written, but for the page of attention."""
+    files = {"prefix file": flags.prefix_file, "input": flags.input, "output": flags.output}
+    for name, stream in (("input", sys.stdin), ("output", sys.stdout)):
+        if not files[name] and stream is not None:
+            files[name] = stream.fileno()
+    return {name: file for name, file in files.items() if file != ""}
+
+
+def _opened_output(flags: argparse.Namespace) -> contextlib.AbstractContextManager[BinaryIO]:
+    if flags.output:
+        return open(flags.output, "wb")
+    if sys.stdout is None:
+        raise ValueError("standard output is closed; --output names a file")
+    return contextlib.nullcontext(sys.stdout.buffer)
+
+
+def _one_by_one(groups: Iterable[list[bytes]]) -> Iterator[list[bytes]]:
+    """Each line by itself, with a prompt where somebody types."""
+    prompt = "> " if sys.stdin.isatty() else ""
+    print(prompt, end="", file=sys.stderr, flush=True)
+    for group in groups:
+        for line in group:
+            yield [line]
+            print(prompt, end="", file=sys.stderr, flush=True)
