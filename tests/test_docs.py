@@ -8,12 +8,15 @@ import shlex
 
 import pytest
 
+from transformer_jax.__main__ import COMMANDS, parser_of
 from transformer_jax.config import load_config, reference, with_field
 
 ROOT = pathlib.Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "benchmarks/RESULTS.md"]
 PAGES += sorted((ROOT / "docs").glob("*.md"))
 SECTIONS = "model|data|optimizer|training|decoding"
+# Flags of argparse, pytest, TensorBoard and SentencePiece's spm_train.
+FOREIGN = set("help version dist logdir pad_id bos_id eos_id unk_id".split())
 FIELDS = {row.name for row in reference()}
 
 
@@ -42,6 +45,20 @@ def test_links_resolve(page):
         assert not anchor or anchor in anchors(target), f"{page.name}: {link}"
 
 
+@pytest.fixture(scope="module")
+def flags():
+    """The flags of all commands and benchmarks."""
+    names = {name for command in COMMANDS for name in parser_of(command).flags}
+    for path in (ROOT / "benchmarks").glob("*.py"):
+        names |= set(re.findall(r'DEFINE_\w+\(\s*"(\w+)"', path.read_text()))
+    return names
+
+
+def test_flags_exist(page, flags):
+    for flag in re.findall(r"(?<![\w-])--([a-z]\w*)(?![\w.-])", page.read_text()):
+        assert flag in flags | FOREIGN, f"{page.name}: --{flag}"
+
+
 def test_fields_exist(page):
     text = page.read_text()
     fields = re.findall(r"--config\.([a-z_.0-9]+)(?:=([^\s`]+))?", text)
@@ -64,6 +81,17 @@ def test_python_is_valid_and_its_imports_exist(page):
         for module, names in re.findall(r"^from (\S+) import (.+)$", code, re.MULTILINE):
             for name in names.split(", "):
                 assert hasattr(importlib.import_module(module), name), f"{page.name}: {name}"
+
+
+def test_messages_are_those_of_the_code():
+    """What troubleshooting.md quotes in bold, but for what stands for a value: ... and STEP."""
+    sources = [path.read_text() for path in sorted((ROOT / "transformer_jax").rglob("*.py"))]
+    code = re.sub(r'"\s*\n\s*f?"', "", "\n".join(sources))
+    quoted = re.findall(r"\*\*`([^`]+)`", (ROOT / "docs/troubleshooting.md").read_text())
+    assert len(quoted) > 20
+    for message in quoted:
+        for part in re.split(r"\.\.\.|\b[A-Z]+\b", message):
+            assert part.strip(" ,;:") in code, message
 
 
 def test_readme_is_short():
