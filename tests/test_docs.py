@@ -15,8 +15,8 @@ ROOT = pathlib.Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "benchmarks/RESULTS.md"]
 PAGES += sorted((ROOT / "docs").glob("*.md"))
 SECTIONS = "model|data|optimizer|training|decoding"
-# Flags of argparse, pytest, TensorBoard and SentencePiece's spm_train.
-FOREIGN = set("help version dist logdir pad_id bos_id eos_id unk_id".split())
+# Flags of argparse, ruff, pytest, TensorBoard and SentencePiece's spm_train.
+FOREIGN = set("help version check dist logdir pad_id bos_id eos_id unk_id".split())
 FIELDS = {row.name for row in reference()}
 
 
