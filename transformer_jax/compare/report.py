@@ -41,6 +41,7 @@ def report(comparison: Mapping[str, Any]) -> str:
         charts=_charts(comparison, whole, groups),
         curves={name: title for name, title, *_ in _CURVES},
         differences=_differences(whole),
+        bins=_bins(whole, comparison["test"]["length_unit"]),
         sentences=_samples_by_source(whole),
     )
 
@@ -79,6 +80,11 @@ def _samples_by_source(runs: list[Run]) -> dict[str, list[tuple[str, Mapping[str
         for sample in run.get("samples") or []:
             samples.setdefault(sample["source"], []).append((run["name"], sample))
     return samples
+
+
+def _bins(runs: list[Run], unit: str) -> list[str]:
+    parts = next((run["by_length"] for run in runs if run.get("by_length")), [])
+    return [f"{part['from']}–{part['to']} {unit}" for part in parts]
 
 
 def _differences(runs: list[Run]) -> dict[str, list[Any]]:
