@@ -31,6 +31,7 @@ def test_whatever_ends_a_child_is_told_in_a_sentence(function, argument, told):
     assert "\n" not in str(raised.value)
 
 
+HERE = os.environ | {"PYTHONPATH": str(pathlib.Path(__file__).parents[2])}
 PARENT = """
 import os, pathlib, sys, time
 from transformer_jax.compare.children import in_child
@@ -58,7 +59,7 @@ def test_a_child_escapes_what_its_output_cannot_show(monkeypatch):
 def test_an_error_without_words_is_an_error(tmp_path):
     (tmp_path / "parent.py").write_text(PARENT)
     command = [sys.executable, tmp_path / "parent.py", "nothing to say"]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = subprocess.run(command, capture_output=True, text=True, env=HERE)
     assert done.stdout == "ChildError TimeoutError\n"
 
 
@@ -68,7 +69,7 @@ def test_a_child_does_not_outlive_its_parent(tmp_path, number):
     (tmp_path / "parent.py").write_text(PARENT)
     file = tmp_path / "pid"
     command = [sys.executable, tmp_path / "parent.py", file]
-    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as parent:
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL, env=HERE) as parent:
         deadline = time.monotonic() + 60
         while not file.exists():
             assert parent.poll() is None and time.monotonic() < deadline
