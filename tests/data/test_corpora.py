@@ -354,7 +354,7 @@ def test_a_fingerprint_names_a_missing_file(tmp_path):
 @pytest.fixture
 def digits(monkeypatch):
     """Numbers as digits instead of words, "1,234" in both languages."""
-    monkeypatch.setattr(corpora_module, "_words_of", lambda number, language: f"{number:,}")
+    monkeypatch.setattr(corpora_module, "number_words", lambda number, language: f"{number:,}")
 
 
 def test_number_splits_share_nothing_and_are_a_million(digits):

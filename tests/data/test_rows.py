@@ -159,7 +159,7 @@ def test_windows_neither_lose_nor_repeat_a_pair(make_store, cache, monkeypatch, 
     random = np.random.default_rng(0)
     stores = [make_store(random.integers(2, 30, (size, 2)).tolist()) for size in (25, 3, 50)]
     whole = bucketed_rows(stores, 3, Growth(), cache())
-    monkeypatch.setattr(packing, "_WINDOW", window)
+    monkeypatch.setattr(packing, "WINDOW", window)
     for store, (rows,) in zip(stores, packed_rows(stores, CHOSEN, Growth(), cache())):
         assert sorted(sum(pairs_of(rows), [])) == list(range(len(store)))
         for pairs in pairs_of(rows):
@@ -176,8 +176,7 @@ def test_what_was_chosen_once_is_read_from_the_cache(make_store, cache, monkeypa
     stores = [make_store([(3, 4), (9, 5)] * 20), make_store([(3, 4)])]
     how, folder = (Shape(48, 48) if choose is packed_rows else 2), cache()
     first = choose(stores, how, Growth(), folder)
-    monkeypatch.setattr(packing, "pack", None)
-    monkeypatch.setattr(packing, "_indices", None)
+    monkeypatch.setattr("transformer_jax.storage.Writer.append", None)
     second = choose(stores, how, Growth(), folder)
     assert [[pairs_of(x) for x in y] for y in first] == [[pairs_of(x) for x in y] for y in second]
     for changed in (

@@ -254,7 +254,7 @@ def test_merges_are_left_out_as_often_as_alpha_says():
 
 
 def test_bpe_draws_no_more_than_were_made_beforehand(monkeypatch):
-    monkeypatch.setattr(subword_sampling, "_DRAWS", 5)
+    monkeypatch.setattr(subword_sampling, "DRAWS", 5)
     vocabulary = Vocabulary.train([PAIRS], 100, "bpe")
     segmenter, ids = Segmenter(vocabulary, 0.5), encode(vocabulary, "seventy-three")
     drawn = {tuple(segmenter.draw(ids, key)) for key in range(300)}
@@ -264,7 +264,7 @@ def test_bpe_draws_no_more_than_were_made_beforehand(monkeypatch):
 def test_what_was_forgotten_is_drawn_again_the_same(vocabulary, alpha, monkeypatch):
     stored = [encode(vocabulary, text) for text in TEXTS[:60]]
     remembers = Segmenter(vocabulary, alpha)
-    monkeypatch.setattr(subword_sampling, "_WORDS", 1)
+    monkeypatch.setattr(subword_sampling, "CACHED_WORDS", 1)
     forgets = Segmenter(vocabulary, alpha)
     wanted = [remembers.draw(ids, number) for number, ids in enumerate(stored)]
     assert [forgets.draw(ids, number) for number, ids in enumerate(stored)] == wanted

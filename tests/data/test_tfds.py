@@ -29,7 +29,7 @@ from transformer_jax.data import tfds as tfds_module
 from transformer_jax.data.tfds import read_tfds, tfds_content
 
 TED = "ted_hrlr_translate/pt_to_en"
-RETRIES = tfds_module._RETRIES
+RETRIES = tfds_module.RETRIES
 
 
 class Server(http.server.ThreadingHTTPServer):
@@ -73,7 +73,7 @@ def server(monkeypatch):
 @pytest.fixture(autouse=True)
 def data_dir(tmp_path, monkeypatch):
     monkeypatch.setattr(tfds.core.constants, "DATA_DIR", str(tmp_path))
-    monkeypatch.setattr(tfds_module, "_RETRIES", 0)
+    monkeypatch.setattr(tfds_module, "RETRIES", 0)
     tfds.disable_progress_bar()
     imported = "tensorflow" in sys.modules
     yield tmp_path
@@ -268,7 +268,7 @@ def test_a_wrong_checksum_is_told(server, ted, monkeypatch):
 
 
 def test_a_refused_connection_is_told_within_seconds(server, ted, monkeypatch):
-    monkeypatch.setattr(tfds_module, "_RETRIES", RETRIES)
+    monkeypatch.setattr(tfds_module, "RETRIES", RETRIES)
     server.close()
     start = time.monotonic()
     with pytest.raises(OSError) as error:

@@ -180,7 +180,7 @@ def test_chunks_make_no_difference(open_pairs, monkeypatch):
     filters = Filters(max_length=50, drop_identical=True)
     whole = open_pairs(pairs, filters)
     for size in (1, 11, 303):
-        monkeypatch.setattr(token_store, "_CHUNK", size)
+        monkeypatch.setattr(token_store, "CHUNK", size)
         chunked = open_pairs(pairs, filters, name=f"{size}.tsv", max_pairs=303)
         assert sentences(chunked) == sentences(whole)
         assert chunked.counts == whole.counts and chunked.lost == whole.lost

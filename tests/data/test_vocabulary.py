@@ -185,7 +185,7 @@ SCRIPT = """
 from transformer_jax.data import vocabulary
 from transformer_jax.data.corpora import parse_corpora
 
-vocabulary._SAMPLE_SENTENCES, vocabulary._SENTENCES_A_PIECE = 200, 0
+vocabulary.SAMPLE_SENTENCES, vocabulary.SENTENCES_A_PIECE = 200, 0
 corpora = parse_corpora("numbers:valid", "en", "de", max_pairs=300)
 for kind in ("bpe", "unigram"):
     print(kind, vocabulary.Vocabulary.train(corpora, 70, kind).fingerprint())
@@ -236,8 +236,8 @@ def test_the_most_probable_segmentations_begin_with_the_one_that_encodes():
 
 
 def test_a_vocabulary_that_needs_more_text_than_the_sample_gets_it(monkeypatch):
-    monkeypatch.setattr(vocabulary_module, "_SAMPLE_SENTENCES", 200)
-    monkeypatch.setattr(vocabulary_module, "_SENTENCES_A_PIECE", 0)
+    monkeypatch.setattr(vocabulary_module, "SAMPLE_SENTENCES", 200)
+    monkeypatch.setattr(vocabulary_module, "SENTENCES_A_PIECE", 0)
     letters = np.random.default_rng(0).choice(list("abcdefgh"), (2, 1500, 6))
     words = [Pair(*map("".join, pair)) for pair in zip(*letters)]
     few, many = Readings(words), Readings(words)
@@ -246,17 +246,17 @@ def test_a_vocabulary_that_needs_more_text_than_the_sample_gets_it(monkeypatch):
 
 
 def test_no_more_text_than_the_sample_is_learnt_from(monkeypatch):
-    monkeypatch.setattr(vocabulary_module, "_SAMPLE_SENTENCES", 200)
-    monkeypatch.setattr(vocabulary_module, "_SENTENCES_A_PIECE", 0)
+    monkeypatch.setattr(vocabulary_module, "SAMPLE_SENTENCES", 200)
+    monkeypatch.setattr(vocabulary_module, "SENTENCES_A_PIECE", 0)
     words = [Pair(f"w{i}", f"w{i}") for i in range(3000)]
     assert len(Vocabulary.train([words], 5000, "symbols")) <= 204
-    monkeypatch.setattr(vocabulary_module, "_SENTENCES_A_PIECE", 2)
+    monkeypatch.setattr(vocabulary_module, "SENTENCES_A_PIECE", 2)
     assert len(Vocabulary.train([words], 500, "symbols")) > 500 / 2
 
 
 def test_a_text_too_small_ends_in_an_error_after_all_of_it_was_read(monkeypatch):
-    monkeypatch.setattr(vocabulary_module, "_SAMPLE_SENTENCES", 200)
-    monkeypatch.setattr(vocabulary_module, "_SENTENCES_A_PIECE", 0)
+    monkeypatch.setattr(vocabulary_module, "SAMPLE_SENTENCES", 200)
+    monkeypatch.setattr(vocabulary_module, "SENTENCES_A_PIECE", 0)
     with pytest.raises(ValueError, match=r"vocab_size=9000 is more .*: at most \d+$"):
         Vocabulary.train([PAIRS], 9000)
 
@@ -287,8 +287,8 @@ def test_training_is_deterministic_and_fingerprints_tell_vocabularies(kind):
 
 @pytest.mark.parametrize("kind", ["unigram", "bpe"])
 def test_a_sampled_corpus_gives_the_same_vocabulary(monkeypatch, kind):
-    monkeypatch.setattr(vocabulary_module, "_SAMPLE_SENTENCES", 200)
-    monkeypatch.setattr(vocabulary_module, "_SENTENCES_A_PIECE", 0)
+    monkeypatch.setattr(vocabulary_module, "SAMPLE_SENTENCES", 200)
+    monkeypatch.setattr(vocabulary_module, "SENTENCES_A_PIECE", 0)
     models = {Vocabulary.train([PAIRS], 70, kind).model for _ in range(2)}
     assert len(models) == 1
 

@@ -368,7 +368,7 @@ def _numbers(split: str) -> tuple[np.ndarray, np.ndarray]:
 
 # A corpus is read for its vocabulary and again for its tokens, and a number takes 0.1 ms.
 @functools.lru_cache(1 << 18)
-def _words_of(number: int, language: str) -> str:
+def number_words(number: int, language: str) -> str:
     from num2words import num2words
 
     return num2words(number, lang=language)
@@ -387,7 +387,7 @@ def _numbers_source(split: str, *languages: str) -> _Source:
                 )
         for number, without in zip(numbers.tolist(), without_commas):
             try:
-                source, target = (_words_of(number, language) for language in languages)
+                source, target = (number_words(number, language) for language in languages)
             except (TypeError, NotImplementedError, OverflowError) as error:
                 raise ValueError(f"num2words cannot say {number} in {languages}: {error}") from None
             yield source.replace(",", "") if without else source, target

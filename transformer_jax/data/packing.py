@@ -22,7 +22,7 @@ from transformer_jax.heartbeat import heartbeat
 from transformer_jax.storage import Writer, cached
 
 _FORMAT = 1
-_WINDOW = 1 << 20  # pairs planned at once: bounds the memory, and so does packing's time
+WINDOW = 1 << 20  # pairs planned at once: bounds the memory, and so does packing's time
 _PAIRS_A_ROW = 6  # packed rows hold at least so many of mean length, to be well filled
 _MAX_LENGTHS = 512  # told apart when buckets are chosen, which takes their square in memory
 
@@ -144,8 +144,8 @@ def _indices(pairs: np.ndarray, count: int) -> np.ndarray:
 
 def _windows(store: TokenStore, growth: Growth) -> Iterator[tuple[int, np.ndarray]]:
     """First pair of each window and [pairs, 2] room that each pair needs on either side."""
-    for first in range(0, len(store), _WINDOW):
-        sides = (side.lengths(first, first + _WINDOW) for side in (store.source, store.target))
+    for first in range(0, len(store), WINDOW):
+        sides = (side.lengths(first, first + WINDOW) for side in (store.source, store.target))
         yield first, np.ceil(np.stack(list(sides), axis=1) * growth).astype(np.int64)
 
 

@@ -22,8 +22,8 @@ from transformer_jax.data.token_store import TokenStore
 from transformer_jax.data.vocabulary import SPACE, Vocabulary
 
 _BEST = 64  # segmentations of a word that are drawn from (unigram)
-_DRAWS = 32  # made of each word beforehand (BPE)
-_WORDS = 1 << 18  # remembered
+DRAWS = 32  # made of each word beforehand (BPE)
+CACHED_WORDS = 1 << 18  # remembered
 _MEASURED = 500  # pairs of each corpus that the growth is measured on
 _SPARE = 1.05  # a row of few pairs may grow more than the mean
 
@@ -54,7 +54,7 @@ class Segmenter:
         self._scores = [piece.score for piece in model.pieces]
         self._begins_word = np.array([piece.startswith(SPACE) for piece in self._pieces])
         self._segmentations = kinds[model.trainer_spec.model_type]
-        self._choices = functools.lru_cache(_WORDS)(self._choices_of)
+        self._choices = functools.lru_cache(CACHED_WORDS)(self._choices_of)
 
     def draw(self, ids: np.ndarray, *key: int) -> list[int]:
         """Another segmentation of a sentence, closed by EOS as `ids` is."""
@@ -92,7 +92,7 @@ class Segmenter:
         if not all(character in self._ids for character in text):
             return [], []
         chance, draws = random.Random(zlib.crc32(text.encode())), []
-        for _ in range(_DRAWS):
+        for _ in range(DRAWS):
             pieces = list(text)
             while merges := [
                 (-self._scores[self._ids[pair]], index)
@@ -102,7 +102,7 @@ class Segmenter:
                 _, index = min(merges)
                 pieces[index : index + 2] = [pieces[index] + pieces[index + 1]]
             draws.append(tuple(self._ids[piece] for piece in pieces))
-        return draws, [1.0] * _DRAWS
+        return draws, [1.0] * DRAWS
 
 
 class Resampler:

@@ -12,7 +12,7 @@ import tensorflow_datasets as tfds
 import tensorflow_datasets.translate  # noqa: F401  registers the wmt* data sets
 from tensorflow_datasets.core.download import downloader, extractor
 
-_RETRIES = 4  # of a download, within 3 s: the 10 of TensorFlow Datasets take over 200 s
+RETRIES = 4  # of a download, within 3 s: the 10 of TensorFlow Datasets take over 200 s
 _VARIABLE = tfds.features.TranslationVariableLanguages
 _KINDS = (tfds.features.Translation, _VARIABLE)
 
@@ -95,7 +95,7 @@ def _without_tensorflow(name: str) -> Iterator[None]:
     )
     saved = [(vars(module), dict(vars(module))) for module in (downloader, extractor)]
     extractor.tf = downloader.tf = files
-    downloader.MAX_RETRIES = _RETRIES
+    downloader.MAX_RETRIES = RETRIES
     try:
         with contextlib.redirect_stdout(sys.stderr):
             yield

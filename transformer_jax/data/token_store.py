@@ -15,7 +15,7 @@ from transformer_jax.data.vocabulary import UNK, Vocabulary
 from transformer_jax.storage import Arrays, Writer, cached
 
 _FORMAT = 2  # of the stored arrays: stores of another format are not found
-_CHUNK = 20_000  # pairs tokenised in one call
+CHUNK = 20_000  # pairs tokenised in one call
 _LOST = 10  # characters that are named
 
 
@@ -163,7 +163,7 @@ def tokenize(corpus: Corpus, vocabulary: Vocabulary, filters: Filters) -> Iterat
         mininterval=0.5 if sys.stderr.isatty() else 10,
         delay=3,
     ) as bar:
-        while chunk := list(itertools.islice(pairs, _CHUNK)):
+        while chunk := list(itertools.islice(pairs, CHUNK)):
             yield _tokenize(*zip(*chunk), vocabulary, filters, tag)
             bar.update(len(chunk))
 

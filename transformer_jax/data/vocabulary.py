@@ -28,8 +28,8 @@ PAD, BOS, EOS, UNK = 0, 1, 2, 3
 
 # A vocabulary is learnt from no more sentences than this, drawn at random from all of them: at
 # first, since a corpus of few words may need more for many pieces.
-_SAMPLE_SENTENCES = 200_000
-_SENTENCES_A_PIECE = 7
+SAMPLE_SENTENCES = 200_000
+SENTENCES_A_PIECE = 7
 # SentencePiece leaves out lines of more than 4,192 bytes, and a character has at most 4.
 _CHUNK = re.compile(r".{1,1000}(?!\S)|.{1,1000}", re.DOTALL)
 _RESERVED = "\u2585"  # SentencePiece leaves out the lines that have it
@@ -193,7 +193,7 @@ class Sample(NamedTuple):
 
 def sample_size(vocab_size: int) -> int:
     """Texts of a first sample: more pieces need more text to be drawn from."""
-    return max(_SAMPLE_SENTENCES, _SENTENCES_A_PIECE * vocab_size)
+    return max(SAMPLE_SENTENCES, SENTENCES_A_PIECE * vocab_size)
 
 
 def draw_sample(
