@@ -234,7 +234,7 @@ def test_a_run_without_a_checkpoint_cannot_decode(trained, home, tmp_path):
             "--scores and --format do not go together: JSON has",
         ),
         (["--n_best=2", "--score", "--corpus=text:a"], "--score and --n_best do not go together"),
-        ([f"--prefix={'sieben ' * 40}"], "leaves no room in max_length=32"),
+        ([f"--prefix={'sieben ' * 40}"], "leaves no room in the limit of 32"),
     ],
 )
 def test_a_search_that_cannot_be_is_told_in_one_line(trained, failing, tmp_path, flags, told):

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from transformer_jax.config import DecodingConfig, ModelConfig
 from transformer_jax.data.vocabulary import BOS, EOS, PAD, UNK
 from transformer_jax.decoding import engine
-from transformer_jax.decoding.engine import Models, Sentence
+from transformer_jax.decoding.engine import Models, Sentence, in_order
 from transformer_jax.decoding.options import SearchOptions
 from transformer_jax.devices import replicate
 from transformer_jax.model.masks import sentence_tokens
@@ -38,7 +38,7 @@ def sentences(count: int, seed: int = 0, **fields) -> list[Sentence]:
     for number in range(count):
         length = int(random.integers(1, 31))
         source = (*random.integers(4, VOCAB, length).tolist(), EOS)
-        made.append(Sentence(source, limit_of(len(source)), seed=number, **fields))
+        made.append(Sentence(number, source, limit_of(len(source)), seed=number, **fields))
     return made
 
 
@@ -53,9 +53,9 @@ def translate(models, wanted, options=BEAM, rows=ROWS):
     """Tokens, scores and log-probabilities of each sentence, as plain numbers."""
     options = dataclasses.replace(options, rows=rows, max_length=LONGEST, max_length_ratio=1.5)
     found = engine.translate(models, wanted, options.resolved(DecodingConfig()))
-    by_number = {number: tuple(x.tolist() for x in hypotheses) for number, hypotheses in found}
-    assert len(by_number) == len(wanted)
-    return [by_number[number] for number in range(len(wanted))]
+    by_id = {id: tuple(x.tolist() for x in hypotheses) for id, hypotheses in found}
+    assert len(by_id) == len(wanted)
+    return [by_id[sentence.id] for sentence in wanted]
 
 
 SENTENCES = sentences(110)
@@ -158,24 +158,12 @@ def test_companions_order_row_and_refill_change_not_a_bit(models, together, data
 
 
 def test_refill_is_as_no_refill(models, together, monkeypatch):
-    refills, refill = [], engine._refill
-    monkeypatch.setattr(engine, "_refill", lambda *args: refills.append(1) or refill(*args))
-    assert translate(models, SENTENCES) == together
-    assert refills
-    monkeypatch.setattr(engine, "_refill", None)
-    monkeypatch.setattr(engine._Bucket, "_fill", _fill_when_empty)
-    assert translate(models, SENTENCES) == together
-
-
-def _fill_when_empty(bucket):
-    """Rows are given out only when all are free."""
-    if all(index is None for index in bucket.holds) and bucket.waiting:
-        bucket._encode()
-        bucket.state = bucket.fresh
-        for device, encoded in enumerate(bucket.encoded):
-            for row, index in encoded:
-                bucket.holds[device * bucket.rows + row] = index
-            encoded.clear()
+    """A batch that has a row for each sentence needs none."""
+    monkeypatch.setattr(engine, "refill", None)
+    rows = ROWS * jax.local_device_count()
+    for start in range(0, len(SENTENCES), rows):
+        some = slice(start, start + rows)
+        assert translate(models, SENTENCES[some]) == together[some]
 
 
 def test_across_rows_scores_agree(models, together):
@@ -196,13 +184,13 @@ def test_a_row_by_itself_gives_the_same_again(models, together):
 
 def test_all_devices_have_rows_and_few_shapes_are_compiled(models, monkeypatch):
     states = []
-    run = engine._run
+    run = engine.run
 
-    def noted(params, state, *args, **options):
+    def noted(params, state, *args, **static):
         states.append((state.live_BWT.shape, len(state.live_BWT.sharding.device_set)))
-        return run(params, state, *args, **options)
+        return run(params, state, *args, **static)
 
-    monkeypatch.setattr(engine, "_run", noted)
+    monkeypatch.setattr(engine, "run", noted)
     translate(models, SENTENCES)
     devices = jax.local_device_count()
     assert devices == 4 and {count for _, count in states} == {devices}
@@ -250,13 +238,32 @@ def test_no_sentence_gives_nothing(models):
 
 def test_rows_are_refilled_a_quarter_at_a_time(models, monkeypatch):
     wanted, refills = [], []
-    run, refill = engine._run, engine._refill
-    monkeypatch.setattr(
-        engine, "_run", lambda *args, **kw: wanted.append(int(args[3])) or run(*args, **kw)
-    )
-    monkeypatch.setattr(
-        engine, "_refill", lambda *args: refills.append(args[2].tolist()) or refill(*args)
-    )
+    run, refill = engine.run, engine.refill
+
+    def noted_run(params, state, options, num_rows, **static):
+        wanted.append(int(num_rows))
+        return run(params, state, options, num_rows, **static)
+
+    def noted_refill(state, fresh, rows_J, fresh_rows_J):
+        refills.append(rows_J.tolist())
+        return refill(state, fresh, rows_J, fresh_rows_J)
+
+    monkeypatch.setattr(engine, "run", noted_run)
+    monkeypatch.setattr(engine, "refill", noted_refill)
     translate(models, SENTENCES)
     assert set(wanted) == {ROWS // 4, ROWS} and len(refills) > 4
     assert any(len(set(rows[:2]) - {ROWS}) == 2 for rows in refills)
+
+
+def test_results_come_back_in_order_as_soon_as_they_are_due():
+    consumed = []
+
+    def results():
+        for id in (7, 5, 6, 9, 8):
+            consumed.append(id)
+            yield id, str(id)
+
+    ordered = in_order(results(), 5)
+    assert [next(ordered), consumed[-1]] == ["5", 5]
+    assert [next(ordered), next(ordered), consumed[-1]] == ["6", "7", 6]
+    assert list(ordered) == ["8", "9"]

@@ -13,9 +13,10 @@ from flax import nnx
 from transformer_jax.config import Config, DecodingConfig
 from transformer_jax.data.corpora import read_corpus
 from transformer_jax.data.vocabulary import BOS, EOS, PAD, Vocabulary
-from transformer_jax.decoding import alignment, engine, forced
+from transformer_jax.decoding import alignment, engine, scoring
 from transformer_jax.decoding.engine import Models
 from transformer_jax.decoding.options import EXTRA_LENGTH, SearchOptions
+from transformer_jax.decoding.scoring import TokenPair
 from transformer_jax.decoding.translator import Translator
 from transformer_jax.devices import replicate
 from transformer_jax.model.masks import sentence_tokens
@@ -169,14 +170,12 @@ def test_a_bad_prefix_is_told_with_its_index_or_given_to_who_asked(translator):
     prefixes = ["two", "\u4e00", "two " * 6, ""]
     with pytest.raises(ValueError, match=r"^prefixes\[1\]: the vocabulary cannot spell"):
         translator.translate(["seven"] * 4, prefixes=prefixes)
-    told = {}
     options = SearchOptions(max_length_ratio=2.0, n_best=2)
-    found = dict(
-        translator.stream(["seven"] * 4, options, prefixes=prefixes, on_bad_prefix=told.__setitem__)
-    )
-    assert sorted(found) == [0, 1, 2, 3] and sorted(told) == [1, 2]
-    assert [h.text for i in told for h in found[i].hypotheses] == [""] * 4
-    assert "no room in the limit of " in str(told[2])
+    found = dict(translator.stream(["seven"] * 4, options, prefixes=prefixes, start=7))
+    assert sorted(found) == [7, 8, 9, 10]
+    assert [bool(found[id].error) for id in sorted(found)] == [False, True, True, False]
+    assert [h.text for id in (8, 9) for h in found[id].hypotheses] == [""] * 4
+    assert "no room in the limit of " in found[9].error
 
 
 def test_only_the_number_of_rows_is_shown_in_the_last_digits(translator, translations):
@@ -226,9 +225,10 @@ def asked(monkeypatch):
     sentences = []
     translate = engine.translate
 
-    def noted(models, wanted, *args, **options):
+    def noted(models, wanted, options):
+        wanted = list(wanted)
         sentences.extend(wanted)
-        return translate(models, wanted, *args, **options)
+        return translate(models, wanted, options)
 
     monkeypatch.setattr(engine, "translate", noted)
     return sentences
@@ -318,7 +318,7 @@ def test_progress_counts_every_line_once(translator):
             r"^prefixes\[0\]: the prefix 'seven two one' has 5 tokens, .* the limit of 3",
         ),
         ({"prefixes": ["\u4e00"]}, "the vocabulary cannot spell the prefix '\u4e00'"),
-        ({"prefixes": ["seven " * 99]}, "has .* tokens, which leaves no room in max_length=64"),
+        ({"prefixes": ["seven " * 99]}, "has .* tokens, which leaves no room in the limit of 64"),
     ],
 )
 def test_options_that_cannot_be_are_told(translator, options, told):
@@ -498,7 +498,7 @@ def test_bytes_are_aligned_by_the_words_they_spell():
     vocabulary = Vocabulary.train([], 0, "bytes")
     source, target = vocabulary.encode(["ab  c\u00fc", "d\ne"])
     cross_TS = np.random.default_rng(0).random((len(target), len(source))).astype(np.float32)
-    found = alignment.align(vocabulary, source, target, cross_TS)
+    found = alignment.align(vocabulary, TokenPair(0, source, target), cross_TS)
     assert found.source_words == ["ab", "c\u00fc"] and found.target_words == ["d", "e"]
     wanted = [[cross_TS[t, :2].sum(), cross_TS[t, 4:7].sum()] for t in (0, 2)]
     np.testing.assert_allclose(found.weights, wanted, rtol=1e-6)
@@ -508,7 +508,7 @@ def test_spaces_that_end_a_text_or_are_doubled_are_no_words():
     vocabulary = Vocabulary.train([[("ab cd", "a b")] * 9], 11)
     source, target = vocabulary.encode(["ab  cd", "a b "])
     cross_TS = np.ones((len(target), len(source)), np.float32) / len(source)
-    found = alignment.align(vocabulary, source, target, cross_TS)
+    found = alignment.align(vocabulary, TokenPair(0, source, target), cross_TS)
     assert found.source_words == ["ab", "cd"] and found.target_words == ["a", "b"]
     assert len(found.links) == 2
 
@@ -553,6 +553,6 @@ def test_one_layer_or_head_of_several_is_chosen():
     for layer, head in ((None, None), (2, None), (None, 3), (1, 2)):
         own = np.asarray(weights)[slice(None) if layer is None else [layer]]
         own = own[:, :, slice(None) if head is None else [head]]
-        found = forced._chosen(weights, (layer, head))
+        found = scoring.mean_attention(weights, layer, head)
         assert found.shape == (1, 2, 1, 5, 6)
         np.testing.assert_allclose(found[0, :, 0], own.mean(axis=(0, 2)), rtol=1e-6)

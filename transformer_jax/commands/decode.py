@@ -88,7 +88,13 @@ def run(flags: argparse.Namespace) -> None:
     """Translates, scores or aligns."""
     _check(flags)
     from transformer_jax.data.corpora import open_text, raw_lines
-    from transformer_jax.decoding.stream import Writer, decoded
+    from transformer_jax.decoding.streaming import (
+        Writer,
+        decoded,
+        score_lines,
+        translate_lines,
+        with_prefixes,
+    )
     from transformer_jax.decoding.translator import Translator
     from transformer_jax.figures.attention_page import AttentionLines, check_page
 
@@ -109,7 +115,7 @@ def run(flags: argparse.Namespace) -> None:
         align = _alignment_settings(flags, translator)
         # Mistakes are reported before the output is opened, and so emptied.
         translator.check(options, prefix=flags.prefix, align=align)
-        name, corpora, texts, pairs = _texts(flags, translator, lines)
+        name, corpora, groups = _lines(flags, translator, lines)
         attention = None
         if flags.attention_html:
             attention = AttentionLines(translator, name=name, options=options)
@@ -122,17 +128,14 @@ def run(flags: argparse.Namespace) -> None:
         if flags.score:
             _score(translator, corpora, options, output)
         elif flags.score_pairs:
-            from transformer_jax.decoding.stream import score_pairs
-
-            score_pairs(translator, pairs, writer, options, **settings)
+            score_lines(translator, groups, writer, options, **settings)
         else:
-            from transformer_jax.decoding.stream import translate_lines
-
             # Neither among the answers nor among the lines of a log.
             progress = not flags.interactive and sys.stderr.isatty() and not output.isatty()
-            settings |= {"prefixes": prefixes, "attention": attention, "progress": progress}
+            settings |= {"attention": attention, "progress": progress}
+            groups = with_prefixes(groups, prefixes, name)
             with _page(attention, flags):
-                translate_lines(translator, texts, writer, options, **settings)
+                translate_lines(translator, groups, writer, options, **settings)
 
 
 def _score(translator, corpora, options: SearchOptions, output: BinaryIO) -> None:
@@ -164,24 +167,22 @@ def _alignment_settings(flags: argparse.Namespace, translator) -> dict[str, Any]
     return {"layer": flags.alignment_layer, "head": flags.alignment_head, "skip": int(tagged)}
 
 
-def _texts(flags: argparse.Namespace, translator, lines: BinaryIO | None):
-    """Where the lines are from, the corpora that they are of, and groups of texts and of pairs."""
+def _lines(flags: argparse.Namespace, translator, file: BinaryIO | None):
+    """Where the lines are from, the corpora that they are of, and the lines in groups."""
     from transformer_jax.data.corpora import parse_corpora
-    from transformer_jax.decoding.stream import MOST, Texts, arriving, pairs_of
+    from transformer_jax.decoding import streaming
 
     data, name = translator.config.data, flags.corpus or flags.input or "standard input"
     if flags.corpus:
         languages = data.source_language, data.target_language
         corpora = parse_corpora(name, *languages, language_tags=data.language_tags)
         corpora = [(corpus, list(corpus)) for corpus in corpora]
-        corpus = [pair for _, pairs in corpora for pair in pairs]
-        pairs = [corpus[i : i + MOST] for i in range(0, len(corpus), MOST)]
-        return name, corpora, ([pair.source for pair in group] for group in pairs), pairs
-    language = flags.target_language
-    to_texts = Texts(name, translator.vocabulary, tags=data.language_tags, language=language)
-    groups = arriving(lines, name)
-    texts = to_texts.groups(_one_by_one(groups) if flags.interactive else groups)
-    return name, [], texts, pairs_of(texts)
+        return name, corpora, streaming.of_pairs(pair for _, pairs in corpora for pair in pairs)
+    groups = streaming.arriving(file, name)
+    groups = streaming.numbered(_one_by_one(groups) if flags.interactive else groups, name)
+    if flags.target_language:
+        groups = streaming.with_tag(groups, flags.target_language, translator.vocabulary)
+    return name, [], streaming.with_targets(groups) if flags.score_pairs else groups
 
 
 @contextlib.contextmanager

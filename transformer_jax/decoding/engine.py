@@ -1,15 +1,15 @@
-"""The engine: any number of sentences through searches of a few fixed shapes, on all devices.
+"""Runs any number of sentences through searches of a few fixed shapes, on all devices.
 
 A sentence's own length decides the shape that it is computed in, and the rows of a shape are
-a constant, so that its translation does not depend on its companions, on its row, or on
-when it got that row. Rows whose sentence is done are given to the next, so that the longest
-sentence does not hold up the rest.
+constant, so that its translation depends neither on its companions nor on when and where it got
+its row. The row of a finished sentence is given to the next one, so that the longest sentence does
+not hold up the rest.
 """
 
 import collections
 import functools
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import numpy as np
@@ -21,25 +21,29 @@ from transformer_jax.data.vocabulary import BOS, EOS, PAD, UNK
 from transformer_jax.decoding import search
 from transformer_jax.decoding.options import SearchOptions
 from transformer_jax.decoding.search import Constraints, Hypotheses, Search, SpecialIds, State
+from transformer_jax.devices import AXIS
 from transformer_jax.model.ensemble import Ensemble
 from transformer_jax.model.masks import Tokens
 
 _SHORTEST_BUCKET = 16
-_AXIS = "data"
 _IDS = SpecialIds(bos=BOS, eos=EOS, pad=PAD, unk=UNK)
-ALL, ROWS = PartitionSpec(), PartitionSpec(_AXIS)  # of an argument: whole, or a device its rows
+ALL, ROWS = PartitionSpec(), PartitionSpec(AXIS)  # each device gets the whole argument; its rows
+
+Result = TypeVar("Result")
 
 
 class Sentence(NamedTuple):
-    """What is asked for; lengths count the end symbol.
+    """A source to translate; lengths count EOS.
 
     Attributes:
-      source: token ids, closed by the end symbol.
+      id: the caller's, returned with the translation.
+      source: token ids, closed by EOS.
       max_length, min_length: of a hypothesis.
-      prefix: tokens that every hypothesis begins with, without an end symbol.
-      seed: of the tokens drawn in sampling, 32 bits.
+      prefix: tokens that every hypothesis begins with.
+      seed: of sampling, 32 bits.
     """
 
+    id: int
     source: Sequence[int]
     max_length: int
     min_length: int = 1
@@ -48,10 +52,7 @@ class Sentence(NamedTuple):
 
 
 class Models(NamedTuple):
-    """One model, or several that translate together, as `nnx.split` gives them.
-
-    `params` are replicated over the local devices.
-    """
+    """One model or an ensemble, as `nnx.split` gives them; `params` replicated on all devices."""
 
     graphdefs: tuple[nnx.GraphDef, ...]
     params: tuple[Any, ...]
@@ -66,120 +67,121 @@ def bucket_lengths(longest: int) -> Iterator[int]:
     yield longest
 
 
+def in_order(results: Iterable[tuple[int, Result]], start: int = 0) -> Iterator[Result]:
+    """Results of consecutive ids from `start` in their order, each as soon as it is due."""
+    early: dict[int, Result] = {}
+    for id, result in results:
+        early[id] = result
+        while start in early:
+            yield early.pop(start)
+            start += 1
+
+
 def translate(
-    models: Models,
-    sentences: Sequence[Sentence],
-    options: SearchOptions,
+    models: Models, sentences: Iterable[Sentence], options: SearchOptions
 ) -> Iterator[tuple[int, Hypotheses]]:
-    """The hypotheses of each sentence, with its number, in the order in which they are found.
+    """Yields (id, hypotheses [N, ...]) as sentences are finished.
 
     Args:
-      models, sentences: see there.
       options: resolved; no source and no hypothesis is longer than their `max_length`.
     """
-    buckets: dict[tuple[int, int], list[int]] = {}
     longest = options.max_length
     shapes = [(length, options.max_tokens(length)) for length in bucket_lengths(longest)]
-    shapes.append((longest, longest))
-    for index, sentence in enumerate(sentences):
-        fitting = (
-            s for s in shapes if s[0] >= len(sentence.source) and s[1] >= sentence.max_length
-        )
-        buckets.setdefault(next(fitting), []).append(index)
-    for shape, indices in sorted(buckets.items()):
-        # The longest first: what comes last should be over soon.
-        indices.sort(key=lambda i: -len(sentences[i].source))
-        waiting = collections.deque((i, sentences[i]) for i in indices)
-        yield from _Bucket(models, options, shape, waiting).translations()
+    shapes.append((longest, longest))  # where a prefix makes a translation longer
+    buckets = collections.defaultdict(list)
+    for sentence in sentences:
+        lengths = len(sentence.source), sentence.max_length
+        buckets[next(s for s in shapes if s[0] >= lengths[0] and s[1] >= lengths[1])] += [sentence]
+    for shape, members in sorted(buckets.items()):
+        yield from _Bucket(models, options, shape, members).translations()
 
 
 class _Bucket:
-    """The sentences of one shape: those that wait, those that are encoded, those in a row."""
+    """The sentences of one shape: waiting, encoded, or in a row of the search."""
 
-    def __init__(self, models, options: SearchOptions, shape, waiting):
-        self.models, self.options, self.shape, self.waiting = models, options, shape, waiting
-        self.rows = rows = options.rows
-        # So many rows free are enough to go and fetch new sentences for them.
-        self.quantum = max(rows // 4, 1)
+    def __init__(self, models: Models, options: SearchOptions, shape, sentences: list[Sentence]):
+        self.models, self.options, self.shape = models, options, shape
+        # The longest first: what comes last should be over soon.
+        self.waiting = collections.deque(sorted(sentences, key=lambda s: -len(s.source)))
+        self.quantum = max(options.rows // 4, 1)  # free rows that are worth a refill
         devices = jax.local_device_count()
+        self.running: list[int | None] = [None] * (options.rows * devices)  # ids by row
         self.state: State | None = None
-        self.holds: list[int | None] = [None] * (rows * devices)  # sentences, by row
-        self.fresh: State | None = None
-        # Rows of `fresh` that have not been taken yet, by device: row there, and sentence.
+        self.fresh: State | None = None  # of encoded sentences
+        # By device: rows of `fresh` that have not been taken yet, with the ids in them.
         self.encoded = [collections.deque[tuple[int, int]]() for _ in range(devices)]
 
+    @property
+    def pending(self) -> bool:
+        return bool(self.waiting) or any(self.encoded)
+
     def translations(self) -> Iterator[tuple[int, Hypotheses]]:
-        found: list[tuple[int, Hypotheses]] = []
-        while self.waiting or any(self.encoded) or any(i is not None for i in self.holds):
+        finished: list[tuple[int, Hypotheses]] = []
+        while self.pending or any(id is not None for id in self.running):
             self._fill()
-            more = bool(self.waiting) or any(self.encoded)
-            wanted = np.int32(self.quantum if more else self.rows)
-            self.state, done, hypotheses = _run(
-                self.models.params,
-                self.state,
-                self.options,
-                wanted,
-                graphdefs=self.models.graphdefs,
+            num_rows = np.int32(self.quantum if self.pending else self.options.rows)
+            params, graphdefs = self.models.params, self.models.graphdefs
+            self.state, done, hypotheses = run(
+                params, self.state, self.options, num_rows, graphdefs=graphdefs
             )
-            # While the devices are at work:
-            yield from found
+            yield from finished  # while the devices compute
             done, hypotheses = jax.device_get((done, hypotheses))
-            found = []
+            finished = []
             for row in np.flatnonzero(done):
-                if (index := self.holds[row]) is not None:
-                    found.append((index, Hypotheses(*(x[row] for x in hypotheses))))
-                    self.holds[row] = None
-        yield from found
+                if (id := self.running[row]) is not None:
+                    finished.append((id, Hypotheses(*(x[row] for x in hypotheses))))
+                    self.running[row] = None
+        yield from finished
 
     def _fill(self) -> None:
-        """Gives free rows to sentences, as long as there are both on one device."""
-        while None in self.holds and (self.waiting or any(self.encoded)):
+        """Gives free rows to sentences, as long as one device has both."""
+        rows_each = self.options.rows
+        while None in self.running and self.pending:
             if not any(self.encoded):
                 self._encode()
-            rows, take = [], []  # by device
+            # The first search takes all of `fresh` as it is; later ones some rows at a time.
+            count_max = self.quantum if self.state else rows_each
+            rows, fresh_rows = [], []  # of each device; a row out of range is not replaced
             for device, encoded in enumerate(self.encoded):
-                free = [r for r in range(self.rows) if self.holds[device * self.rows + r] is None]
-                # Before the first search all rows are free, and all of `fresh` is taken as it is.
-                count = min(len(free), len(encoded), self.quantum if self.state else self.rows)
+                first = device * rows_each
+                free = [r for r in range(rows_each) if self.running[first + r] is None]
+                count = min(len(free), len(encoded), count_max)
                 taken = [encoded.popleft() for _ in range(count)]
-                for row, (_, index) in zip(free, taken):
-                    self.holds[device * self.rows + row] = index
-                nothing = self.quantum - count
-                rows += free[:count] + [self.rows] * nothing
-                take += [row for row, _ in taken] + [0] * nothing
+                for row, (_, id) in zip(free, taken):
+                    self.running[first + row] = id
+                rows += free[:count] + [rows_each] * (self.quantum - count)
+                fresh_rows += [row for row, _ in taken] + [0] * (self.quantum - count)
             if self.state is None:
                 self.state = self.fresh
-            elif min(rows) < self.rows:
-                self.state = _refill(self.state, self.fresh, np.int32(rows), np.int32(take))
+            elif min(rows) < rows_each:
+                self.state = refill(self.state, self.fresh, np.int32(rows), np.int32(fresh_rows))
             else:
                 return
 
     def _encode(self) -> None:
-        """Encodes the next sentences, as many as there are rows."""
+        """Encodes the next sentences, one for each row."""
         length, max_length = self.shape
-        count = min(len(self.waiting), len(self.holds))
-        batch = [self.waiting.popleft() for _ in range(count)]
-        for row, (index, _) in enumerate(batch):
-            self.encoded[row // self.rows].append((row % self.rows, index))
-        source = pad_rows([sentence.source for _, sentence in batch], len(self.holds), length)
-        self.fresh = _first_state(
+        batch_size, rows_each = len(self.running), self.options.rows
+        batch = [self.waiting.popleft() for _ in range(min(len(self.waiting), batch_size))]
+        for row, sentence in enumerate(batch):
+            self.encoded[row // rows_each].append((row % rows_each, sentence.id))
+        self.fresh = encode(
             self.models.params,
-            source,
-            _constraints([sentence for _, sentence in batch], len(self.holds), max_length),
+            pad_rows([sentence.source for sentence in batch], batch_size, length),
+            _constraints(batch, batch_size, max_length),
             self.options,
             graphdefs=self.models.graphdefs,
         )
 
 
-def _constraints(sentences: Sequence[Sentence], rows: int, max_length: int) -> Constraints:
-    max_length_B, min_length_B, seed_B = (
-        np.zeros(rows, t) for t in (np.int32, np.int32, np.uint32)
-    )
-    prefix_BT = np.full((rows, max_length), PAD, np.int32)
+def _constraints(sentences: Sequence[Sentence], batch_size: int, max_length: int) -> Constraints:
+    max_length_B, min_length_B = np.zeros((2, batch_size), np.int32)
+    prefix_BT = np.full((batch_size, max_length), PAD, np.int32)
+    seed_B = np.zeros(batch_size, np.uint32)
     for row, sentence in enumerate(sentences):
         max_length_B[row], min_length_B[row] = sentence.max_length, sentence.min_length
-        seed_B[row] = sentence.seed
         prefix_BT[row, : len(sentence.prefix)] = sentence.prefix
+        seed_B[row] = sentence.seed
     return Constraints(max_length_B, min_length_B, prefix_BT, seed_B)
 
 
@@ -191,12 +193,16 @@ def merged(graphdefs: tuple[nnx.GraphDef, ...], params: tuple[Any, ...]):
 
 def each_device(function: Callable, *specs: PartitionSpec) -> Callable:
     """`function` run by each device on its rows; `specs` are of its arguments, ALL or ROWS."""
-    mesh = Mesh(np.array(jax.local_devices()), (_AXIS,))
+    mesh = Mesh(np.array(jax.local_devices()), (AXIS,))
     return jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=ROWS, check_vma=False)
 
 
 @functools.partial(jax.jit, static_argnames="graphdefs")
-def _first_state(params, source: Tokens, constraints: Constraints, options, *, graphdefs) -> State:
+def encode(
+    params, source: Tokens, constraints: Constraints, options: SearchOptions, *, graphdefs
+) -> State:
+    """The searches of new sentences, before their first step."""
+
     def first_state(params, source: Tokens, constraints: Constraints, options) -> State:
         own = Search(merged(graphdefs, params), options, _IDS)
         memory = own.model.encode(source)
@@ -206,16 +212,17 @@ def _first_state(params, source: Tokens, constraints: Constraints, options, *, g
 
 
 @functools.partial(jax.jit, donate_argnames="state")
-def _refill(state: State, fresh: State, rows, take) -> State:
-    return each_device(search.refill, ROWS, ROWS, ROWS, ROWS)(state, fresh, rows, take)
+def refill(state: State, fresh: State, rows_J: jax.Array, fresh_rows_J: jax.Array) -> State:
+    """`search.refill` by each device."""
+    return each_device(search.refill, ROWS, ROWS, ROWS, ROWS)(state, fresh, rows_J, fresh_rows_J)
 
 
 @functools.partial(jax.jit, static_argnames="graphdefs", donate_argnames="state")
-def _run(params, state: State, options: SearchOptions, wanted, *, graphdefs):
-    """The search until `wanted` more rows of each device are done: state, done, hypotheses."""
+def run(params, state: State, options: SearchOptions, num_rows: jax.Array, *, graphdefs):
+    """The search until each device has `num_rows` more rows done: state, done_B, hypotheses."""
 
-    def run(params, state: State, options: SearchOptions, wanted):
-        state = search.run(Search(merged(graphdefs, params), options, _IDS), state, wanted)
+    def run(params, state: State, options: SearchOptions, num_rows: jax.Array):
+        state = search.run(Search(merged(graphdefs, params), options, _IDS), state, num_rows)
         return state, state.done_B, search.results(state, options)
 
-    return each_device(run, ALL, ROWS, ALL, ALL)(params, state, options, wanted)
+    return each_device(run, ALL, ROWS, ALL, ALL)(params, state, options, num_rows)

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import numbers
+from collections.abc import Iterator
 from typing import Any
 
 from transformer_jax.config import DecodingConfig
@@ -10,12 +11,11 @@ from transformer_jax.config import DecodingConfig
 EXTRA_LENGTH = 50  # a translation may be this much longer than its source (section 6.1)
 
 
-def _option(default: Any, help: str, low: float = 0, high: float = 0, static: bool | None = None):
+def _option(default: Any, help: str, low: float = 0, high: float = 0, *, static=None, needs=""):
     """A field; see `SearchOptions` for its metadata."""
     limits = None if isinstance(default, bool) else (low, high)
-    return dataclasses.field(
-        default=default, metadata={"help": help, "range": limits, "static": static}
-    )
+    metadata = {"help": help, "range": limits, "static": static, "needs": needs}
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,48 +23,32 @@ class SearchOptions:
     """Options of a search; lengths are in tokens and count EOS.
 
     Each field's metadata holds its `help`; the `range` that it must be in, whose type is the
-    field's (None of a bool); and `static`: True where the value decides what is compiled, False
-    where the compiled search takes it as an argument (None: compiled without it), None where the
-    search does not see it.
+    field's (None of a bool); `static`: True where the value decides what is compiled, False where
+    the compiled search takes it as an argument (None: compiled without it), None where the search
+    does not see it; and the option that it `needs`, if any.
     """
 
     max_length: int | None = _option(
         None, "Tokens read of a line and of its translation; default: the config's.", 2, 2**20
     )
     rows: int | None = _option(
-        None,
-        "Sentences translated at once by each device: 1, which answers a single line soonest, "
-        "or a multiple of 8; default: the config's.",
-        1,
-        2**20,
+        None, "Sentences translated at once: 1, or eights; default: the config's.", 1, 2**20
     )
     beam_size: int | None = _option(
         None, "Hypotheses of the beam; 1 = greedy; default: the config's.", 1, 256, static=True
     )
     n_best: int = _option(
-        1,
-        "Translations of a line, best first, or fewer where there are no more; of samples, those "
-        "drawn.",
-        1,
-        256,
-        static=True,
+        1, "Translations of a line, best first; of samples, those drawn.", 1, 256, static=True
     )
     length_penalty: float | None = _option(
         None, "GNMT's alpha (Wu et al. 2016); default: the config's.", 0.0, 10.0, static=False
     )
     coverage_penalty: float | None = _option(
-        None,
-        "GNMT's beta, for source tokens that got little attention; default: none.",
-        0.0,
-        1000.0,
-        static=False,
+        None, "GNMT's beta, of source tokens with little attention.", 0.0, 1000.0, static=False
     )
     min_length: int = _option(0, "Minimum tokens of a translation.", 0, 2**20)
     max_length_ratio: float = _option(
-        0.0,
-        f"Maximum tokens, times those of the source; 0 = up to {EXTRA_LENGTH} more than it has.",
-        0.0,
-        1000.0,
+        0.0, "Maximum tokens, times those of the source; 0 = 50 more.", 0.0, 1000.0
     )
     min_length_ratio: float = _option(
         0.0, "Minimum tokens, times those of the source.", 0.0, 1000.0
@@ -76,25 +60,15 @@ class SearchOptions:
         False, "Draw translations instead of searching for the best.", static=True
     )
     temperature: float = _option(
-        1.0,
-        "Of sampling, divides the logits; below 1 draws more probable tokens.",
-        1e-6,
-        1000.0,
-        static=False,
+        1.0, "Of sampling; below 1 sharpens.", 1e-6, 1000.0, static=False, needs="sample"
     )
     top_k: int = _option(
-        0, "Sample among the k most probable tokens; 0 = all.", 0, 2**31 - 1, static=True
+        0, "Most probable tokens to draw from; 0 = all.", 0, 2**31 - 1, static=True, needs="sample"
     )
     top_p: float | None = _option(
-        None,
-        "Sample among the most probable tokens that have this much probability; default: all.",
-        1e-6,
-        1.0,
-        static=False,
+        None, "Probability of the tokens to draw from.", 1e-6, 1.0, static=False, needs="sample"
     )
-    seed: int = _option(
-        0, "Of sampling: a translation depends on the seed and its line alone.", 0, 2**32 - 1
-    )
+    seed: int = _option(0, "Of sampling.", 0, 2**32 - 1, needs="sample")
 
     def resolved(self, defaults: DecodingConfig) -> "SearchOptions":
         """With the run's defaults filled in.
@@ -111,46 +85,37 @@ class SearchOptions:
             rows=self.rows or defaults.rows,
         )
         options = SearchOptions(**{f.name: _checked(f, getattr(options, f.name)) for f in _FIELDS})
+        greedy = options.beam_size == 1
         options = dataclasses.replace(
             options,
-            # A sample's hypotheses are all returned; what would have no effect is not compiled.
-            beam_size=options.n_best
-            if self.sample and options.beam_size == 1
-            else options.beam_size,
+            beam_size=options.n_best if self.sample and greedy else options.beam_size,
+            # What would have no effect is not compiled.
             coverage_penalty=options.coverage_penalty or None,
             top_p=None if options.top_p == 1.0 else options.top_p,
         )
-        options._check_together()
+        for conflict in options._conflicts():
+            raise ValueError(conflict)
         return options
 
-    def _check_together(self) -> None:
+    def _conflicts(self) -> Iterator[str]:
         if self.rows % 8 and self.rows != 1:  # a single row cannot depend on its position
-            raise ValueError(
-                f"rows={self.rows} is neither 1 nor a multiple of 8, which exact decoding needs"
-            )
+            yield f"rows={self.rows} is neither 1 nor a multiple of 8, which exact decoding needs"
         if self.sample and self.beam_size != self.n_best:
-            raise ValueError(
+            yield (
                 f"sample and beam_size={self.beam_size} are two kinds of search; n_best says how "
                 "many samples are drawn"
             )
         if self.sample and self.coverage_penalty is not None:
-            raise ValueError("coverage_penalty ranks the hypotheses of a beam, and sample has none")
-        for name in ("temperature", "top_k", "top_p", "seed"):
-            if not self.sample and getattr(self, name) != getattr(SearchOptions, name):
-                raise ValueError(f"{name}={getattr(self, name)} needs sample: a beam draws nothing")
+            yield "coverage_penalty ranks the hypotheses of a beam, and sample has none"
+        for name in (f.name for f in _FIELDS if f.metadata["needs"] == "sample"):
+            if not self.sample and (value := getattr(self, name)) != getattr(SearchOptions, name):
+                yield f"{name}={value} needs sample: a beam draws nothing"
         if self.n_best > self.beam_size:
-            raise ValueError(
-                f"n_best={self.n_best} is more than the beam of {self.beam_size} can give"
-            )
+            yield f"n_best={self.n_best} is more than the beam of {self.beam_size} can give"
         if self.min_length > self.max_length:
-            raise ValueError(
-                f"min_length={self.min_length} is more than max_length={self.max_length}"
-            )
-        if 0 < self.max_length_ratio < self.min_length_ratio:
-            raise ValueError(
-                f"min_length_ratio={self.min_length_ratio} is more than "
-                f"max_length_ratio={self.max_length_ratio}"
-            )
+            yield f"min_length={self.min_length} is more than max_length={self.max_length}"
+        if 0 < self.max_length_ratio < (ratio := self.min_length_ratio):
+            yield f"min_length_ratio={ratio} is more than max_length_ratio={self.max_length_ratio}"
 
     def max_tokens(self, length: int, prefix_length: int = 0) -> int:
         """Maximum length of a translation, from the lengths of its source and its prefix."""

@@ -1,4 +1,4 @@
-"""Text in, text out: translations, scores and attention of a trained model."""
+"""Text in, text out: translations, scores, alignments and attention of a trained model."""
 
 import os
 import reprlib
@@ -11,11 +11,11 @@ import numpy as np
 from transformer_jax.checkpoint import load_run
 from transformer_jax.config import Config
 from transformer_jax.data.vocabulary import BOS, EOS, UNK, Vocabulary
-from transformer_jax.decoding import alignment, engine
+from transformer_jax.decoding import alignment, engine, scoring
 from transformer_jax.decoding.alignment import Alignment
-from transformer_jax.decoding.engine import Models, Sentence
-from transformer_jax.decoding.forced import forced
+from transformer_jax.decoding.engine import Models, Sentence, in_order
 from transformer_jax.decoding.options import SearchOptions
+from transformer_jax.decoding.scoring import Scored, TokenPair
 from transformer_jax.decoding.search import NEG_INF, Hypotheses
 from transformer_jax.devices import replicate
 
@@ -27,7 +27,7 @@ class Hypothesis(NamedTuple):
       text: detokenised.
       score: log-probability over the length penalty, plus coverage penalty.
       log_prob: natural logarithm of its probability.
-      ids: its tokens, without the end symbol.
+      ids: its tokens, without EOS.
     """
 
     text: str
@@ -37,17 +37,19 @@ class Hypothesis(NamedTuple):
 
 
 class Translation(NamedTuple):
-    """Of a line.
+    """The translations of a text.
 
     Attributes:
-      hypotheses: best first.
-      truncated: whether its end was cut off unread.
-      unknown: tokens read that the vocabulary does not know.
+      hypotheses: best first; of a text without any, empty ones.
+      truncated: whether the end of the source was cut off.
+      unknown: source tokens that the vocabulary does not know.
+      error: why it was not translated, or "".
     """
 
     hypotheses: list[Hypothesis]
     truncated: bool
     unknown: int = 0
+    error: str = ""
 
     @property
     def text(self) -> str:
@@ -56,13 +58,13 @@ class Translation(NamedTuple):
 
 
 class Score(NamedTuple):
-    """Of a given translation.
+    """The score of a given translation.
 
     Attributes:
-      tokens: pieces of the target, with the end symbol.
+      tokens: pieces of the target, with EOS.
       log_probs: natural logarithm of each token's probability.
       log_prob: their sum.
-      truncated: whether the end of a side was cut off unread.
+      truncated: whether the end of a side was cut off.
       unknown: tokens of both sides that the vocabulary does not know.
     """
 
@@ -76,13 +78,13 @@ class Score(NamedTuple):
 class Attention(NamedTuple):
     """All attention of a sentence pair, float32.
 
-    Row t of `decoder` and `cross` belongs to the place that reads input_tokens[t] and
+    Row t of `decoder` and `cross` belongs to the position that reads input_tokens[t] and
     predicts target_tokens[t].
 
     Attributes:
-      source_tokens: S pieces, closed by the end symbol.
-      input_tokens: T pieces that the decoder reads, from the start symbol.
-      target_tokens: T pieces that it predicts, closed by the end symbol.
+      source_tokens: S pieces, closed by EOS.
+      input_tokens: T pieces that the decoder reads, from BOS.
+      target_tokens: T pieces that it predicts, closed by EOS.
       encoder: [L, H, S, S], or None: RNNs have cross attention alone.
       decoder: [L, H, T, T], or None.
       cross: [L, H, T, S].
@@ -97,10 +99,9 @@ class Attention(NamedTuple):
 
 
 class Translator:
-    """Translates lines of text with a model, or several, by the settings of the first's config."""
+    """Translates with a model or an ensemble; options default to the (first) run's config."""
 
     def __init__(self, models: Models, vocabulary: Vocabulary, config: Config):
-        """From models whose parameters are replicated, their vocabulary, and a run's config."""
         self.models, self.vocabulary, self.config = models, vocabulary, config
 
     @classmethod
@@ -111,15 +112,14 @@ class Translator:
         checkpoint: str | int = "best",
         average: int = 1,
     ) -> "Translator":
-        """Loads what `train.py` left in a workdir.
+        """Loads the model of a run, or an ensemble.
 
         Args:
-          workdir: of the run, or of several, as `ensemble` has it.
-          ensemble: workdirs of other runs with the same vocabulary: the mean of the models'
+          workdir: of the run, or of several.
+          ensemble: further workdirs with the same vocabulary: the mean of the models'
             probabilities decides.
-          checkpoint: "best", "last", or the number of a step.
-          average: 1, or the number of last checkpoints whose parameters are averaged
-            (section 6.1).
+          checkpoint: "best", "last", or a step.
+          average: 1, or the number of last checkpoints to average (section 6.1).
 
         Raises:
           FileNotFoundError, ValueError: no run there, no checkpoint in it, or no sound one.
@@ -131,19 +131,19 @@ class Translator:
             )
         several = isinstance(workdir, list | tuple)
         folders = [*(workdir if several else [workdir]), *ensemble]
-        folders = _checked("workdir", folders, str | os.PathLike, "the name of a folder")
+        folders = _list("workdir", folders, str | os.PathLike, "the name of a folder")
         if not folders:
             raise ValueError("workdir names no folder")
         runs = [load_run(folder, str(checkpoint), average) for folder in folders]
-        config, vocabulary, _, _ = runs[0]
-        for folder, (_, other, _, _) in zip(folders[1:], runs[1:]):
-            if other.fingerprint() != vocabulary.fingerprint():
+        configs, vocabularies, graphdefs, params = zip(*runs)
+        for folder, vocabulary in zip(folders, vocabularies):
+            if vocabulary.fingerprint() != vocabularies[0].fingerprint():
                 raise ValueError(
                     f"{folder} has another vocabulary than {folders[0]}: models of an ensemble "
                     "must share one"
                 )
-        graphdefs, params = zip(*(run[2:] for run in runs))
-        return cls(Models(graphdefs, tuple(map(replicate, params))), vocabulary, config)
+        models = Models(graphdefs, tuple(map(replicate, params)))
+        return cls(models, vocabularies[0], configs[0])
 
     def translate(
         self,
@@ -157,18 +157,19 @@ class Translator:
         """The translation of each line, in order, or of the only one.
 
         Args:
-          lines: texts without line ends, or one text; of an empty one it is empty.
+          lines: texts without line ends, or one text; an empty one has an empty translation.
           prefixes: beginnings that the translations must have, one a line, or one for all.
           limits: further limits of the translations' tokens, one a line, or none.
           on_progress: called with the number of lines finished since its last call.
         """
-        found = {}
-        texts = [lines] if isinstance(lines, str) else lines
-        stream = self.stream(texts, options, prefixes=prefixes, limits=limits)
-        for index, translation in stream:
-            found[index] = translation
-            on_progress(1)
-        return found[0] if isinstance(lines, str) else [found[i] for i in range(len(found))]
+        single = isinstance(lines, str)
+        more = {"prefixes": prefixes, "limits": limits, "on_progress": on_progress}
+        translations = []
+        for found in in_order(self.stream([lines] if single else lines, options, **more)):
+            if found.error:
+                raise ValueError(f"prefixes[{len(translations)}]: {found.error}")
+            translations.append(found)
+        return translations[0] if single else translations
 
     def stream(
         self,
@@ -177,73 +178,86 @@ class Translator:
         *,
         prefixes: str | Iterable[str] = "",
         limits: Iterable[int] = (),
-        on_bad_prefix: Callable[[int, ValueError], None] | None = None,
+        on_progress: Callable[[int], None] = lambda sentences: None,
+        start: int = 0,
     ) -> Iterator[tuple[int, Translation]]:
-        """As `translate`, but each translation with its line's index as soon as it is found.
+        """As `translate`, but yields (id, translation) as lines are finished.
 
-        Args:
-          lines, options, prefixes, limits: as `translate` takes them.
-          on_bad_prefix: called with a line's index and what is wrong with its prefix, where its
-            translation is left empty; None = an error.
+        An id is the line's index, counted from `start`. A prefix that cannot be is the
+        `error` of its line's translation.
         """
-        search = self.resolved(options)
-        lines = _checked("lines", lines)
-        if isinstance(prefixes, str):
-            prefixes = [prefixes] * len(lines)
-        prefixes = _checked("prefixes", prefixes)
-        limits = _checked("limits", limits, int | np.integer, "a number")
+        options = self.resolved(options)
+        lines = _list("lines", lines)
+        prefixes = [prefixes] * len(lines) if isinstance(prefixes, str) else prefixes
+        prefixes = _list("prefixes", prefixes)
+        limits = _list("limits", limits, int | np.integer, "a number") or [None] * len(lines)
         for name, each in (("prefixes", prefixes), ("limits", limits)):
-            if each and len(each) != len(lines):
+            if len(each) != len(lines):
                 raise ValueError(f"there are {len(each)} {name} for {len(lines)} lines")
-        ids = self.vocabulary.encode_sources(map(_blank_as_empty, lines))
-        numbers, sentences = [], []
-        empty = Translation([Hypothesis("", 0.0, 0.0)] * search.n_best, truncated=False)
-        for index, source in enumerate(ids):
-            prefix, limit = prefixes[index] if prefixes else "", limits[index] if limits else None
-            try:
-                sentence = self._sentence(source, prefix, limit, search)
-            except ValueError as error:
-                if on_bad_prefix is None:
-                    raise ValueError(f"prefixes[{index}]: {error}") from None
-                on_bad_prefix(index, error)
-                sentence = None
-            if sentence is None:
-                yield index, empty
-                continue
-            numbers.append(index)
-            sentences.append(sentence)
-        for number, hypotheses in engine.translate(self.models, sentences, search):
-            index = numbers[number]
-            truncated = len(ids[index]) > search.max_length
-            unknown = sentences[number].source.count(UNK)
-            yield index, Translation(self._texts(hypotheses), truncated, unknown)
+        sources = self.vocabulary.encode_sources(map(_without_blank, lines))
+        sentences: dict[int, Sentence] = {}
+        for id, source in enumerate(sources, start):
+            prefix, limit = prefixes[id - start], limits[id - start]
+            sentence = self._sentence(id, source, prefix, limit, options)
+            if isinstance(sentence, Sentence):
+                sentences[id] = sentence
+            else:
+                yield id, sentence
+                on_progress(1)
+        for id, hypotheses in engine.translate(self.models, sentences.values(), options):
+            truncated = len(sources[id - start]) > options.max_length
+            unknown = sentences[id].source.count(UNK)
+            yield id, Translation(self._texts(hypotheses), truncated, unknown)
+            on_progress(1)
 
     def _sentence(
-        self, source: list[int], prefix: str, most: int | None, search: SearchOptions
-    ) -> Sentence | None:
-        """What the engine is asked, None without text; ValueError on a prefix that cannot be."""
-        prefix_ids = self.prefix_ids(prefix, search.max_length) if prefix else []
+        self, id: int, source: list[int], prefix: str, limit: int | None, options: SearchOptions
+    ) -> Sentence | Translation:
+        """The engine's sentence, or the empty translation of one without text or room."""
+        empty = Translation([Hypothesis("", 0.0, 0.0)] * options.n_best, truncated=False)
         if len(source) == 1:
-            return None
-        cut = _cut(source, search.max_length)
-        limit, least = search.max_tokens(len(cut), len(prefix_ids)), search.min_tokens(len(cut))
-        if most is not None:
-            limit = max(min(limit, most), least)
-        if len(prefix_ids) >= limit:
+            return empty
+        cut = _cut(source, options.max_length)
+        shortest = options.min_tokens(len(cut))
+
+        def longest(prefix_length: int) -> int:
+            tokens = options.max_tokens(len(cut), prefix_length)
+            return tokens if limit is None else max(min(tokens, limit), shortest)
+
+        try:
+            prefix_ids = self._prefix_ids(prefix, longest)
+        except ValueError as error:
+            return empty._replace(error=str(error))
+        seed = zlib.crc32(np.array(source, np.int32).tobytes(), options.seed)
+        return Sentence(id, cut, longest(len(prefix_ids)), shortest, prefix_ids, seed)
+
+    def _prefix_ids(self, prefix: str, longest: Callable[[int], int]) -> list[int]:
+        """A prefix's tokens; ValueError unless it fits what is `longest` for its length."""
+        ids = self.vocabulary.encode([prefix.rstrip()])[0][:-1] if prefix else []
+        if UNK in ids:
+            raise ValueError(f"the vocabulary cannot spell the prefix {_shown(prefix)}")
+        if len(ids) >= (limit := longest(len(ids))):
             raise ValueError(
-                f"the prefix {_shown(prefix)} has {len(prefix_ids)} tokens, which leaves no room "
-                f"in the limit of {limit} for a line of {len(cut)} tokens"
+                f"the prefix {_shown(prefix)} has {len(ids)} tokens, which leaves no room in the "
+                f"limit of {limit}"
             )
-        seed = zlib.crc32(np.array(source, np.int32).tobytes(), search.seed)
-        return Sentence(cut, limit, least, prefix_ids, seed)
+        return ids
+
+    def _texts(self, hypotheses: Hypotheses) -> list[Hypothesis]:
+        return [
+            Hypothesis(self.vocabulary.decode(ids), float(score), float(log_prob), ids)
+            for tokens, score, log_prob in zip(*hypotheses)
+            if score > NEG_INF / 2
+            for ids in [tuple(tokens[: int(np.argmax(tokens == EOS))].tolist())]
+        ]
 
     def resolved(self, options: SearchOptions | None = None) -> SearchOptions:
         """The options with the run's defaults filled in; TypeError or ValueError on bad ones."""
         _check("options", options, SearchOptions | None, "SearchOptions")
-        search = (options or SearchOptions()).resolved(self.config.decoding)
-        if search.coverage_penalty is not None:
+        options = (options or SearchOptions()).resolved(self.config.decoding)
+        if options.coverage_penalty is not None:
             self.check_attention()
-        return search
+        return options
 
     def check(
         self,
@@ -252,8 +266,9 @@ class Translator:
         prefix: str = "",
         align: dict[str, Any] | None = None,
     ) -> None:
-        """ValueError, in one sentence, on options (also those of `align`) that cannot be."""
-        self.prefix_ids(prefix, self.resolved(options).max_length)
+        """ValueError on options, a prefix or options of `align` that cannot be."""
+        max_length = self.resolved(options).max_length
+        self._prefix_ids(prefix, lambda length: max_length)
         if align is not None:
             self.check_attention(align.get("layer"), align.get("head"))
 
@@ -268,24 +283,22 @@ class Translator:
         """
         if isinstance(pairs, tuple) and len(pairs) == 2 and isinstance(pairs[0], str):
             return self.score([pairs], options)[0]
-        search = self.resolved(options)
-        pairs = _checked("pairs", pairs, list | tuple, "a pair (source, target) of texts")
+        pairs = _list("pairs", pairs, list | tuple, "a pair (source, target) of texts")
         for index, pair in enumerate(pairs):
             if len(pair) != 2:
                 raise TypeError(f"pairs[{index}] has {len(pair)} items; expected source and target")
             _check(f"pairs[{index}][0]", pair[0], str, "text")
             _check(f"pairs[{index}][1]", pair[1], *_TARGET)
-        ids, truncated = self._encoded_pairs(pairs, search.max_length)
-        scores: list[Any] = [None] * len(pairs)
-        for index, result in forced(self.models, ids, rows=search.rows, longest=search.max_length):
-            scores[index] = Score(
-                self.vocabulary.pieces(ids[index][1]),
-                result.log_probs.tolist(),
-                float(result.log_probs.sum(dtype=np.float64)),
-                truncated[index],
-                sum(side.count(UNK) for side in ids[index]),
+        return [
+            Score(
+                self.vocabulary.pieces(pair.target),
+                scored.log_probs.tolist(),
+                float(scored.log_probs.sum(dtype=np.float64)),
+                truncated,
+                pair.source.count(UNK) + pair.target.count(UNK),
             )
-        return scores
+            for pair, truncated, scored in self._scored(pairs, self.resolved(options))
+        ]
 
     def align(
         self,
@@ -307,23 +320,15 @@ class Translator:
         """
         if isinstance(sources, str) and isinstance(targets, str | Hypothesis):
             return self.align([sources], [targets], options, layer=layer, head=head, skip=skip)[0]
-        search = self.resolved(options)
         self.check_attention(layer, head)
-        sources, targets = _checked("sources", sources), _checked("targets", targets, *_TARGET)
+        sources, targets = _list("sources", sources), _list("targets", targets, *_TARGET)
         if len(sources) != len(targets):
             raise ValueError(f"there are {len(targets)} targets for {len(sources)} sources")
-        ids, _ = self._encoded_pairs(list(zip(sources, targets)), search.max_length)
-        alignments: list[Any] = [None] * len(ids)
-        for index, result in forced(
-            self.models,
-            ids,
-            rows=search.rows,
-            longest=search.max_length,
-            mean_cross=(layer, head),
-        ):
-            cross_TS = result.attention["cross"][0, 0]
-            alignments[index] = alignment.align(self.vocabulary, *ids[index], cross_TS, skip)
-        return alignments
+        pairs, options = list(zip(sources, targets)), self.resolved(options)
+        return [
+            alignment.align(self.vocabulary, pair, scored.attention["cross"][0, 0], skip)
+            for pair, _, scored in self._scored(pairs, options, (layer, head))
+        ]
 
     def attention(
         self,
@@ -336,57 +341,41 @@ class Translator:
         Raises:
           ValueError: the model has no attention, or a side has more tokens than `max_length`.
         """
-        search = self.resolved(options)
+        resolved = self.resolved(options)
         self.check_attention()
         _check("source", source, str, "text")
         if target is None:
             target = self.translate(source, options).hypotheses[0]
         _check("target", target, *_TARGET)
-        ids, (truncated,) = self._encoded_pairs([(source, target)], search.max_length)
+        ((pair, truncated, scored),) = self._scored([(source, target)], resolved, "all")
         if truncated:
             raise ValueError(
                 f"{_shown(source)} or its translation has more than max_length="
-                f"{search.max_length} tokens"
+                f"{resolved.max_length} tokens"
             )
-        ((_, result),) = forced(
-            self.models, ids, rows=8, longest=search.max_length, all_attention=True
-        )
-        source_ids, target_ids = ids[0]
         pieces = self.vocabulary.pieces
-        tokens = pieces(source_ids), pieces([BOS, *target_ids[:-1]]), pieces(target_ids)
-        return Attention(*tokens, *map(result.attention.get, ("encoder", "decoder", "cross")))
+        tokens = pieces(pair.source), pieces([BOS, *pair.target[:-1]]), pieces(pair.target)
+        return Attention(*tokens, *map(scored.attention.get, ("encoder", "decoder", "cross")))
 
-    def _texts(self, hypotheses: Hypotheses) -> list[Hypothesis]:
-        return [
-            Hypothesis(self.vocabulary.decode(ids), float(score), float(log_prob), ids)
-            for tokens, score, log_prob in zip(*hypotheses)
-            if score > NEG_INF / 2
-            for ids in [tuple(tokens[: int(np.argmax(tokens == EOS))].tolist())]
-        ]
-
-    def prefix_ids(self, text: str, max_length: int) -> list[int]:
-        """The tokens of a forced beginning; ValueError on one that cannot be."""
-        ids = self.vocabulary.encode([text.rstrip()])[0][:-1]
-        if UNK in ids:
-            raise ValueError(f"the vocabulary cannot spell the prefix {_shown(text)}")
-        if len(ids) >= max_length:
-            raise ValueError(
-                f"the prefix {_shown(text)} has {len(ids)} tokens, which leaves no room in "
-                f"max_length={max_length}"
-            )
-        return ids
-
-    def _encoded_pairs(self, pairs: Sequence[tuple[str, str | Hypothesis]], max_length: int):
-        """Ids of both sides, cut; and whether they were."""
-        sources = self.vocabulary.encode_sources(_blank_as_empty(source) for source, _ in pairs)
-        texts = (target if isinstance(target, str) else "" for _, target in pairs)
-        targets = self.vocabulary.encode(map(_blank_as_empty, texts))
-        for index, (_, target) in enumerate(pairs):
-            if isinstance(target, Hypothesis):
-                targets[index] = [*target.ids, EOS]
-        both = list(zip(sources, targets))
-        truncated = [max(map(len, sides)) > max_length for sides in both]
-        return [tuple(_cut(ids, max_length) for ids in sides) for sides in both], truncated
+    def _scored(
+        self,
+        texts: Sequence[tuple[str, str | Hypothesis]],
+        options: SearchOptions,
+        attention: scoring.Wanted = None,
+    ) -> Iterator[tuple[TokenPair, bool, Scored]]:
+        """Of each pair of texts, in order: its tokens, whether a side was cut, and its scores."""
+        sources = self.vocabulary.encode_sources(_without_blank(source) for source, _ in texts)
+        targets = self.vocabulary.encode(
+            _without_blank(target) if isinstance(target, str) else "" for _, target in texts
+        )
+        pairs, truncated = [], []
+        for id, (source, target, (_, given)) in enumerate(zip(sources, targets, texts)):
+            target = [*given.ids, EOS] if isinstance(given, Hypothesis) else target
+            truncated.append(max(len(source), len(target)) > options.max_length)
+            cut = (_cut(side, options.max_length) for side in (source, target))
+            pairs.append(TokenPair(id, *cut))
+        scores = scoring.score(self.models, pairs, options, attention)
+        return zip(pairs, truncated, in_order(scores))
 
     @property
     def attention_shape(self) -> dict[str, tuple[int, int]]:
@@ -411,13 +400,13 @@ _TARGET = str | Hypothesis, "text or a Hypothesis"
 
 
 def _check(name: str, value: Any, kind: Any, expected: str) -> None:
-    """TypeError, in one sentence, where an argument is not of a kind."""
+    """TypeError where an argument is not of a kind."""
     if not isinstance(value, kind):
         what = f"{reprlib.repr(value)} ({type(value).__name__})"
         raise TypeError(f"{name} is {what}; expected {expected}")
 
 
-def _checked(name: str, values: Any, kind: Any = str, expected: str = "text") -> list[Any]:
+def _list(name: str, values: Any, kind: Any = str, expected: str = "text") -> list[Any]:
     """The items of an iterable, each of a kind; TypeError says which is not."""
     # Those of a text are letters, and those of a dict or set in no order of the user's.
     no_list = isinstance(values, str | bytes | dict | set)
@@ -428,8 +417,8 @@ def _checked(name: str, values: Any, kind: Any = str, expected: str = "text") ->
     return values
 
 
-def _blank_as_empty(text: str) -> str:
-    """A text, but none of white space alone, which is tokens to some vocabularies."""
+def _without_blank(text: str) -> str:
+    """The text, "" for white space alone, which is tokens to some vocabularies."""
     return text if text.strip() else ""
 
 
@@ -437,6 +426,6 @@ def _shown(text: str) -> str:
     return repr(text if len(text) <= 40 else f"{text[:40]}...")
 
 
-def _cut(sentence: list[int], max_length: int) -> list[int]:
-    """A sentence of at most `max_length` tokens that still closes with the end symbol."""
-    return sentence if len(sentence) <= max_length else [*sentence[: max_length - 1], EOS]
+def _cut(ids: list[int], max_length: int) -> list[int]:
+    """At most `max_length` tokens that still close with EOS."""
+    return ids if len(ids) <= max_length else [*ids[: max_length - 1], EOS]

@@ -1,4 +1,4 @@
-"""Several models of one vocabulary that translate together, behind the protocol of one."""
+"""An ensemble of models with one vocabulary, behind the protocol of one."""
 
 from collections.abc import Sequence
 
@@ -11,8 +11,8 @@ from transformer_jax.model.masks import Tokens
 class Ensemble:
     """The mean of the models' probabilities at each position (Sutskever et al. 2014, section 3.6).
 
-    Its logits are logarithms of probabilities. Of its attention, each model is one layer of
-    one head, the mean of its own.
+    Its logits are log-probabilities. In its attention each model is a layer of one head, the mean
+    of the model's own. Memory, context and cache are lists, an item for each model.
     """
 
     def __init__(self, models: Sequence):
@@ -25,37 +25,33 @@ class Ensemble:
         return {name: (len(self.models), 1) for name in sorted(names)}
 
     def encode(self, source: Tokens, key=None, return_attention=False):
-        """As of one model."""
         memories = [model.encode(source, key, return_attention) for model in self.models]
         if not return_attention:
             return memories
         return [memory for memory, _ in memories], _means([weights for _, weights in memories])
 
     def decode(self, memory, target: Tokens, key=None, return_attention=False):
-        """As of one model."""
-        decoded = [
-            model.decode(its_memory, target, key, return_attention)
-            for model, its_memory in zip(self.models, memory, strict=True)
+        results = [
+            model.decode(own, target, key, return_attention)
+            for model, own in zip(self.models, memory, strict=True)
         ]
         if not return_attention:
-            return _mean_logits(decoded)
-        return _mean_logits([x for x, _ in decoded]), _means([weights for _, weights in decoded])
+            return _mean_logits(results)
+        return _mean_logits([x for x, _ in results]), _means([weights for _, weights in results])
 
     def start(self, memory, beam_width: int, max_length: int):
-        """As of one model."""
-        started = [
-            model.start(its_memory, beam_width, max_length)
-            for model, its_memory in zip(self.models, memory, strict=True)
+        results = [
+            model.start(own, beam_width, max_length)
+            for model, own in zip(self.models, memory, strict=True)
         ]
-        return [context for context, _ in started], [cache for _, cache in started]
+        return [context for context, _ in results], [cache for _, cache in results]
 
     def step(self, context, cache, token_BW, position_B, return_attention=False):
-        """As of one model."""
-        steps = [
-            model.step(its_context, its_cache, token_BW, position_B, return_attention)
-            for model, its_context, its_cache in zip(self.models, context, cache, strict=True)
+        results = [
+            model.step(*own, token_BW, position_B, return_attention)
+            for model, *own in zip(self.models, context, cache, strict=True)
         ]
-        logits, contexts, caches, *weights = map(list, zip(*steps))
+        logits, contexts, caches, *weights = map(list, zip(*results))
         result = _mean_logits(logits), contexts, caches
         return (*result, _means([{"cross": w} for w in weights[0]])["cross"]) if weights else result
 

@@ -9,22 +9,26 @@ import os
 import pathlib
 import threading
 import time
+import types
 
 import numpy as np
 import pytest
 
-from transformer_jax.data.corpora import open_text
+from transformer_jax.data.corpora import Pair, open_text
 from transformer_jax.data.vocabulary import EOS, UNK
-from transformer_jax.decoding import stream
+from transformer_jax.decoding import streaming
 from transformer_jax.decoding.alignment import Alignment
 from transformer_jax.decoding.options import SearchOptions
-from transformer_jax.decoding.stream import (
-    Texts,
+from transformer_jax.decoding.streaming import (
+    Line,
     Writer,
     arriving,
-    pairs_of,
-    score_pairs,
+    numbered,
+    score_lines,
     translate_lines,
+    with_prefixes,
+    with_tag,
+    with_targets,
 )
 from transformer_jax.decoding.translator import Hypothesis, Score, Translation
 
@@ -56,31 +60,32 @@ class Capitals:
     Prefixes with a 9 cannot be, lines with a 3 have 3 hypotheses at most, and an x is unknown.
     """
 
+    def __init__(self, symbols=False, tags=False):
+        self.asked, self.vocabulary = [], Tags(symbols)
+        data = types.SimpleNamespace(language_tags=tags)
+        self.config = types.SimpleNamespace(data=data)
+
     def resolved(self, options=None):
         return options or SearchOptions()
 
-    def __init__(self):
-        self.asked = []
-
-    def stream(self, lines, options=None, *, prefixes="", on_bad_prefix=None):
-        self.asked.append(list(lines))
-        n_best, max_length = self.resolved(options).n_best, self.resolved(options).max_length or 100
-        prefixes = [prefixes] * len(lines) if isinstance(prefixes, str) else prefixes
-        for index, line in reversed(list(enumerate(lines))):
-            text = prefixes[index] + line.upper()
-            if "9" in prefixes[index]:
-                on_bad_prefix(index, ValueError(f"no prefix {prefixes[index]!r}"))
-                text = ""
+    def stream(self, lines, options, *, prefixes, on_progress, start):
+        self.asked.append(lines)
+        for id, line, prefix in reversed(list(zip(range(start, 99), lines, prefixes))):
+            bad = "9" in prefix
+            text = "" if bad else prefix + line.upper()
             hypotheses = [
                 Hypothesis(text, 0.0 - n, 0.0 - 2 * n, tuple(map(ord, text)))
-                for n in range(min(n_best, 3) if "3" in line else n_best)
+                for n in range(min(options.n_best, 3) if "3" in line else options.n_best)
             ]
-            yield index, Translation(hypotheses, len(line) > max_length, line.count("x"))
+            truncated = len(line) > (options.max_length or 100)
+            error = f"no prefix {prefix!r}" if bad else ""
+            yield id, Translation(hypotheses, truncated, line.count("x"), error)
+            on_progress(1)
 
     def score(self, pairs, options=None):
-        max_length = self.resolved(options).max_length or 100
+        longest = self.resolved(options).max_length or 100
         return [
-            Score(["a", "<eos>"], [-1.0, -0.5], -1.5, len(s) > max_length, f"{s}{t}".count("x"))
+            Score(["a", "<eos>"], [-1.0, -0.5], -1.5, len(s) > longest, f"{s}{t}".count("x"))
             for s, t in pairs
         ]
 
@@ -97,19 +102,33 @@ def warnings(caplog):
     return lambda: [record.getMessage() for record in caplog.records]
 
 
+def lines_of(*groups):
+    """Groups of texts as numbered lines."""
+    return numbered(([text.encode() for text in group] for group in groups), "in.txt")
+
+
 def translated(
-    *groups, translator=None, as_json=False, scores=False, symbols=False, n_best=1, max_length=100,
+    *groups, translator=None, as_json=False, scores=False, n_best=1, prefixes="", max_length=100,
     **options,
 ) -> bytes:  # fmt: skip
-    output = io.BytesIO()
-    writer = Writer(output, Tags(symbols), as_json=as_json, scores=scores)
+    output, translator = io.BytesIO(), translator or Capitals()
+    writer = Writer(output, translator.vocabulary, as_json=as_json, scores=scores)
     search = SearchOptions(n_best=n_best, max_length=max_length)
-    translate_lines(translator or Capitals(), groups, writer, search, name="in.txt", **options)
+    lines = with_prefixes(lines_of(*groups), prefixes, "in.txt")
+    translate_lines(translator, lines, writer, search, name="in.txt", **options)
     return output.getvalue()
 
 
-def texts(*lines: bytes, **options) -> list[str]:
-    return [t for group in Texts("in.txt", Tags(), **options).groups([lines]) for t in group]
+def scored(*groups, translator=None, as_json=False, max_length=100, **options) -> list[str]:
+    output, translator = io.BytesIO(), translator or Capitals()
+    writer = Writer(output, translator.vocabulary, as_json=as_json)
+    search, lines = SearchOptions(max_length=max_length), with_targets(lines_of(*groups))
+    score_lines(translator, lines, writer, search, name="in.txt", **options)
+    return output.getvalue().decode().splitlines()
+
+
+def texts(*lines: bytes) -> list[str]:
+    return [line.source for group in numbered([lines], "in.txt") for line in group]
 
 
 @pytest.fixture
@@ -140,7 +159,7 @@ def test_a_long_file_comes_in_groups(tmp_path):
     lines = [b"%d" % number for number in range(100_000)]
     (tmp_path / "in").write_bytes(b"\n".join(lines))
     with open(tmp_path / "in", "rb") as file:
-        groups = list(arriving(file, "in", most=1000))
+        groups = list(arriving(file, "in", max_group=1000))
     assert [line for group in groups for line in group] == lines
     # As many more as one read brings.
     assert all(1000 <= len(group) < 1000 + 2**16 for group in groups[:-1])
@@ -162,13 +181,17 @@ def test_a_compressed_file_comes_in_groups_and_damage_is_told(tmp_path, suffix, 
     with opener(path, "wb") as file:
         file.write(b"\xef\xbb\xbf" + b"\r\n".join(lines))
     with open_text(path) as file:
-        groups = list(arriving(file, path, most=1000))
+        groups = list(arriving(file, path, max_group=1000))
     assert {len(group) for group in groups} == {1000}
     assert texts(*[line for group in groups for line in group]) == [x.decode() for x in lines]
     content = pathlib.Path(path).read_bytes()
     pathlib.Path(path).write_bytes(content[:-2000])
+    groups = []
     with open_text(path) as file, pytest.raises(ValueError, match=r" is damaged after line \d{4}"):
-        list(arriving(file, path, most=1000))
+        groups.extend(arriving(file, path, max_group=1000))
+    # All lines before the damage are answered.
+    whole = sum(map(len, groups))
+    assert whole % 1000 and texts(*sum(groups, [])) == [x.decode() for x in lines[:whole]]
 
 
 def test_a_pipe_is_not_waited_for_once_a_line_is_there(pipe):
@@ -197,7 +220,7 @@ def test_a_pipe_that_never_rests_is_answered_all_the_same(pipe):
     group = next(arriving(reader, "in"))
     stopping.set()
     thread.join()
-    assert 1 < len(group) < stream.MOST and set(group) == {b"line"}
+    assert 1 < len(group) < streaming.MAX_GROUP and set(group) == {b"line"}
 
 
 def test_invalid_utf8_is_replaced_and_told_with_its_line(warnings):
@@ -296,8 +319,10 @@ def test_prefixes_go_with_their_lines_over_groups(warnings):
 def test_a_bad_prefix_harms_its_own_line_alone(warnings):
     assert translated(["a", "b", "c"], prefixes=iter("x9z")) == b"xA\n\nzC\n"
     assert warnings() == ["in.txt, line 2: no prefix '9'; left out"]
+    assert translated(["a", "b"], prefixes=iter("9x"), n_best=2) == b"\n\nxB\nxB\n"
     aligned = translated(["a", "b"], prefixes=iter("x9"), align={}, as_json=True).splitlines()
-    assert [json.loads(line)["source"] for line in aligned] == ["a", "b"]
+    errors = {json.loads(line)["source"]: json.loads(line).get("error") for line in aligned}
+    assert errors == {"a": None, "b": "no prefix '9'"}
 
 
 def test_one_prefix_is_of_all_lines_over_groups(warnings):
@@ -306,15 +331,9 @@ def test_one_prefix_is_of_all_lines_over_groups(warnings):
 
 
 def test_lines_before_one_without_a_prefix_are_written():
-    output = io.BytesIO()
+    output, lines = io.BytesIO(), with_prefixes(lines_of(["a", "b", "c"]), iter("xy"), "in.txt")
     with pytest.raises(ValueError, match="there is no prefix for in.txt, line 3"):
-        translate_lines(
-            Capitals(),
-            [["a", "b", "c"]],
-            Writer(output, Tags()),
-            name="in.txt",
-            prefixes=iter("xy"),
-        )
+        translate_lines(Capitals(), lines, Writer(output, Tags()), name="in.txt")
     assert output.getvalue() == b"xA\nyB\n"
 
 
@@ -328,12 +347,12 @@ def test_what_is_done_is_written_before_more_is_read():
     written = io.BytesIO()
 
     def groups():
-        yield ["a", "b"]
+        yield [b"a", b"b"]
         assert written.getvalue() == b"A\nB\n"
-        yield ["c"]
+        yield [b"c"]
 
     writer = Writer(io.BufferedWriter(written), Tags())
-    translate_lines(Capitals(), groups(), writer, name="in.txt")
+    translate_lines(Capitals(), numbered(groups(), "in.txt"), writer, name="in.txt")
 
 
 def test_what_is_due_is_written_while_the_rest_is_translated():
@@ -342,41 +361,30 @@ def test_what_is_due_is_written_while_the_rest_is_translated():
     class InOrder(Capitals):
         def stream(self, lines, *args, **options):
             found = dict(super().stream(lines, *args, **options))
-            for index in (1, 0, 2):
-                yield index, found[index]
+            for id in (2, 1, 3):
+                yield id, found[id]
                 seen.append(written.getvalue())
 
     seen: list[bytes] = []
     writer = Writer(io.BufferedWriter(written), Tags())
-    translate_lines(InOrder(), [["a", "b", "c"]], writer, name="in.txt")
-    assert seen == [b"", b"A\nB\n", b"A\nB\nC\n"]
+    translate_lines(InOrder(), [*lines_of(["a", "b", "c"])], writer, name="in.txt")
+    assert seen[:2] == [b"", b"A\nB\n"] and written.getvalue() == b"A\nB\nC\n"
 
 
 def test_pairs_are_scored_in_order(warnings):
-    pairs = pairs_of([["a\tb", "aaaa\tb\tc"], ["d\t"]])
-    output = io.BytesIO()
-    score_pairs(
-        Capitals(), pairs, Writer(output, Tags()), SearchOptions(max_length=3), name="in.txt"
+    assert (
+        scored(["a\tb", "aaaa\tb\tc"], ["d\t"], max_length=3)
+        == ["-1.500000\t-1.000000 -0.500000"] * 3
     )
-    assert output.getvalue() == b"-1.500000\t-1.000000 -0.500000\n" * 3
     assert [told.partition(":")[0] for told in warnings()] == ["in.txt, line 2"]
-    output = io.BytesIO()
-    score_pairs(
-        Capitals(), [[("a", "b")]], Writer(output, Tags(), as_json=True), name="in", align={}
-    )
-    scored = json.loads(output.getvalue())
-    assert scored["source"] == "a" and scored["target"] == "b" and scored["log_prob"] == -1.5
-    assert scored["log_probs"] == [-1.0, -0.5] and scored["alignment"]["links"] == [[0, 0]]
+    (line,) = map(json.loads, scored(["a\tb"], as_json=True, align={}))
+    assert line["source"] == "a" and line["target"] == "b" and line["log_prob"] == -1.5
+    assert line["log_probs"] == [-1.0, -0.5] and line["alignment"]["links"] == [[0, 0]]
 
 
 @pytest.mark.parametrize("as_json", [False, True])
 def test_a_line_without_a_tab_harms_no_other(warnings, as_json):
-    pairs = list(pairs_of([["a\tb"], ["c\td", "e", "f\tg"]]))
-    assert pairs == [[("a", "b")], [("c", "d"), ("e", None), ("f", "g")]]
-    output = io.BytesIO()
-    writer = Writer(output, Tags(), as_json=as_json)
-    score_pairs(Capitals(), pairs, writer, name="in.txt", align={})
-    lines = output.getvalue().decode().splitlines()
+    lines = scored(["a\tb"], ["c\td", "e", "f\tg"], as_json=as_json, align={})
     assert len(lines) == 4 and len({lines[0], lines[1], lines[3]}) == (3 if as_json else 1)
     error = "no tab between source and target"
     assert (json.loads(lines[2]) if as_json else lines[2]) == (
@@ -385,45 +393,53 @@ def test_a_line_without_a_tab_harms_no_other(warnings, as_json):
     assert warnings() == [f"in.txt, line 3: {error}; left out"]
 
 
+def test_a_corpus_is_lines_in_groups(monkeypatch):
+    monkeypatch.setattr(streaming, "MAX_GROUP", 2)
+    groups = list(streaming.of_pairs(Pair(letter, letter.upper()) for letter in "abc"))
+    assert groups == [[Line(1, "a", "A"), Line(2, "b", "B")], [Line(3, "c", "C")]]
+
+
 @pytest.mark.parametrize(("symbols", "told"), [(False, "'x'"), (True, "'bxx', 'yx'")])
 def test_what_the_vocabulary_does_not_know_is_counted_and_told_once(warnings, symbols, told):
     groups = ["a"], ["c", "bxx 5 yx bxx", "x"], ["x"]
-    lines = translated(*groups, as_json=True, symbols=symbols).splitlines()
+    lines = translated(*groups, as_json=True, translator=Capitals(symbols)).splitlines()
     assert [json.loads(line)["unknown"] for line in lines] == [0, 0, 5, 1, 1]
-    writer = Writer(output := io.BytesIO(), Tags(symbols), as_json=True)
-    pairs = [("a", "b")], [("bxx", "yx"), ("x", "x")]
-    score_pairs(Capitals(), pairs, writer, name="pairs")
-    assert [json.loads(line)["unknown"] for line in output.getvalue().splitlines()] == [0, 3, 2]
+    pairs = ["a\tb"], ["bxx\tyx", "x\tx"]
+    lines = scored(*pairs, as_json=True, translator=Capitals(symbols))
+    assert [json.loads(line)["unknown"] for line in lines] == [0, 3, 2]
     assert warnings() == [
-        f"{place}: the vocabulary does not know {told}, read as unknown; further lines are not told"
-        for place in ("in.txt, line 3", "pairs, line 2")
+        f"in.txt, line {line}: the vocabulary does not know {told}, read as unknown; further lines "
+        "are not reported"
+        for line in (3, 2)
     ]
 
 
 def test_lines_with_text_get_the_tag_of_a_language(warnings):
-    assert texts(b"one", b" ", b"", b"two", language="de") == ["<2de> one", " ", "", "<2de> two"]
+    ((*lines,),) = with_tag(lines_of(["one", " ", "", "two"]), "de", Tags())
+    assert [line.source for line in lines] == ["<2de> one", " ", "", "<2de> two"]
+    translator = Capitals(tags=True)
+    translate_lines(translator, [lines], Writer(io.BytesIO(), Tags()), name="in.txt")
     assert warnings() == []
+    with pytest.raises(ValueError, match="not trained to translate into 'fr': no tag <2fr>"):
+        with_tag([], "fr", Tags())
 
 
 def test_lines_without_a_tag_are_warned_of_once(warnings):
     lines = ["<2ko> one", "", "two", "three"]
-    assert texts(*(line.encode() for line in lines), tags=True) == lines
+    translated(lines)
+    assert warnings() == []
+    translated(lines, translator=Capitals(tags=True))
     assert warnings() == [
         "in.txt, line 3: no language tag, such as <2de>; --target_language adds it"
     ]
 
 
-def test_a_language_that_was_not_trained_is_told():
-    with pytest.raises(ValueError, match="not trained to translate into 'fr': no tag <2fr>"):
-        texts(b"one", language="fr")
-
-
 def test_alignments_are_those_of_their_own_hypotheses():
     class Told(Capitals):
         def stream(self, lines, *args, **options):
-            for index, each in super().stream(lines, *args, **options):
+            for id, each in super().stream(lines, *args, **options):
                 named = [h._replace(text=f"{h.text}{n}") for n, h in enumerate(each.hypotheses)]
-                yield index, each._replace(hypotheses=named)
+                yield id, each._replace(hypotheses=named)
 
         def align(self, sources, targets, options):
             return [
@@ -445,5 +461,5 @@ def test_the_best_translations_are_given_to_a_page_of_attention():
             self.lines[number] = source, hypothesis.text, hypothesis.score
 
     translated(["a", "b"], ["c", "d"], attention=Page(), n_best=2, prefixes=iter(["", "", "", "9"]))
-    lines = {1: ("a", "A", 0.0), 2: ("b", "B", 0.0), 3: ("c", "C", 0.0), 4: ("", "", 0.0)}
-    assert Page.lines == lines  # where there is nothing to see, no source is given
+    # Of what was left out there is nothing to see.
+    assert Page.lines == {1: ("a", "A", 0.0), 2: ("b", "B", 0.0), 3: ("c", "C", 0.0)}

@@ -1,0 +1,359 @@
+"""Lines of a file or pipe through a translator: one answer a line, in order, as soon as it is due.
+
+A line's number in its file is its id throughout.
+"""
+
+import gzip
+import json
+import logging
+import lzma
+import math
+import os
+import select
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice, repeat
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+from transformer_jax.data.corpora import Pair, language_tag, raw_lines, text_of_line
+from transformer_jax.data.vocabulary import UNK, Vocabulary
+from transformer_jax.decoding.alignment import Alignment
+from transformer_jax.decoding.engine import in_order
+from transformer_jax.decoding.options import SearchOptions
+from transformer_jax.decoding.translator import Hypothesis, Score, Translation, Translator
+
+if TYPE_CHECKING:
+    from transformer_jax.figures.attention_page import AttentionLines
+
+logger = logging.getLogger(__name__)
+
+MAX_GROUP = 4096  # lines that are sorted and translated together
+_MAX_UNKNOWN = 10  # symbols that are named
+_IDLE_S = 0.05  # without a new line: those that have arrived are translated
+_PATIENCE_S = 0.5  # after which they are translated however many more arrive
+
+
+class Line(NamedTuple):
+    """A line to translate, or to score with its target; numbers begin at 1."""
+
+    number: int
+    source: str
+    target: str | None = None
+    prefix: str = ""
+
+
+def arriving(file: BinaryIO, name: str, max_group: int = MAX_GROUP) -> Iterator[list[bytes]]:
+    """Lines in groups of about `max_group`: of a pipe, those that have arrived in the meantime.
+
+    Nothing is waited for while there is a whole line to be answered. `name` is for errors.
+    """
+    if isinstance(file, gzip.GzipFile | lzma.LZMAFile):
+        yield from _until_damage(raw_lines(file, name), max_group)
+        return
+    descriptor, parts, at_end = file.fileno(), [], False
+    while not at_end:
+        group: list[bytes] = []
+        deadline = float("inf")
+        while len(group) < max_group and time.monotonic() < deadline:
+            if not select.select([descriptor], [], [], _IDLE_S if group else None)[0]:
+                break
+            block = os.read(descriptor, 1 << 16)
+            if at_end := not block:
+                # The last line may lack its end.
+                group += [b"".join(parts)] if any(parts) else []
+                break
+            first, *rest = block.split(b"\n")
+            parts.append(first)
+            if rest:
+                group += [b"".join(parts), *rest[:-1]]
+                parts = [rest[-1]]
+                deadline = min(deadline, time.monotonic() + _PATIENCE_S)
+        if group:
+            yield group
+
+
+def _until_damage(lines: Iterator[bytes], max_group: int) -> Iterator[list[bytes]]:
+    """Groups of lines; those before an error come out before it is raised."""
+    error = None
+    while error is None:
+        group: list[bytes] = []
+        try:
+            group.extend(islice(lines, max_group))
+        except ValueError as damage:
+            error = damage
+        if group:
+            yield group
+        elif error is None:
+            return
+    raise error
+
+
+def decoded(line: bytes, name: str, number: int) -> str:
+    """A line as text; what is not UTF-8 is replaced and warned of."""
+    text, reason = text_of_line(line, number)
+    if reason:
+        logger.warning("%s, line %d: %s; replaced", name, number, reason)
+    return text
+
+
+def numbered(groups: Iterable[Sequence[bytes]], name: str) -> Iterator[list[Line]]:
+    """Lines as texts with their numbers."""
+    done = 0
+    for group in groups:
+        yield [Line(n, decoded(line, name, n)) for n, line in enumerate(group, done + 1)]
+        done += len(group)
+
+
+def of_pairs(pairs: Iterable[Pair]) -> Iterator[list[Line]]:
+    """The pairs of a corpus as lines."""
+    lines = (Line(n, pair.source, pair.target) for n, pair in enumerate(pairs, 1))
+    while group := list(islice(lines, MAX_GROUP)):
+        yield group
+
+
+def with_targets(groups: Iterable[Sequence[Line]]) -> Iterator[list[Line]]:
+    """Splits lines of source, tab and target; those without a tab stay without a target."""
+    for group in groups:
+        parts = [(line, *line.source.partition("\t")) for line in group]
+        yield [
+            line._replace(source=source, target=target if tab else None)
+            for line, source, tab, target in parts
+        ]
+
+
+def with_prefixes(
+    groups: Iterable[Sequence[Line]], prefixes: Iterator[str] | str, name: str
+) -> Iterator[list[Line]]:
+    """Gives each line the next prefix, or all the same.
+
+    Raises:
+      ValueError: there is none for a line, after those before it.
+    """
+    each, done = not isinstance(prefixes, str), 0
+    for group in groups:
+        given = islice(prefixes, len(group)) if each else repeat(prefixes)
+        lines = [line._replace(prefix=prefix) for line, prefix in zip(group, given)]
+        if lines:
+            yield lines
+        if len(lines) < len(group):
+            raise ValueError(f"there is no prefix for {name}, line {group[len(lines)].number}")
+        done += len(lines)
+    if each and next(prefixes, None) is not None:
+        logger.warning("there are more prefixes than lines: %d were used", done)
+
+
+def with_tag(groups: Iterable[Sequence[Line]], language: str, vocabulary: Vocabulary):
+    """Puts a language's tag in front of texts; ValueError, at once, if it is not known."""
+    tag = language_tag(language)
+    if not vocabulary.has_piece(tag):
+        raise ValueError(f"the model was not trained to translate into {language!r}: no tag {tag}")
+    return (
+        [x._replace(source=f"{tag} {x.source}") if x.source.strip() else x for x in group]
+        for group in groups
+    )
+
+
+class Writer:
+    """Writes answers, as text or as JSON lines."""
+
+    def __init__(self, output: BinaryIO, vocabulary: Vocabulary, *, as_json=False, scores=False):
+        """
+        Args:
+          output: written in UTF-8, and flushed after each answer.
+          vocabulary: of the model.
+          as_json: a JSON object a line, with everything, instead of a text a hypothesis.
+          scores: put score and log-probability before each text, tab-separated.
+        """
+        self.output, self.vocabulary = output, vocabulary
+        self.as_json, self.scores = as_json, scores
+
+    def translation(
+        self, line: Line, translation: Translation, alignments: Sequence[Alignment], n_best: int
+    ) -> None:
+        """Writes a line's hypotheses: as text `n_best` lines, empty where there are fewer."""
+        hypotheses, aligned = translation.hypotheses, alignments or repeat(None)
+        if self.as_json:
+            error = {"error": translation.error} if translation.error else {}
+            self._json(
+                source=line.source,
+                truncated=translation.truncated,
+                unknown=translation.unknown,
+                **error,
+                hypotheses=[self._described(*both) for both in zip(hypotheses, aligned)],
+            )
+            return
+        for hypothesis, alignment in zip(hypotheses, aligned):
+            self._hypothesis(hypothesis, alignment)
+        for _ in range(n_best - len(hypotheses)):
+            self._hypothesis(_NO_HYPOTHESIS, _NO_ALIGNMENT if alignments else None)
+
+    def _described(self, hypothesis: Hypothesis, alignment: Alignment | None) -> dict[str, Any]:
+        text, score, log_prob, ids = hypothesis
+        described = {"text": text, "score": score, "log_prob": log_prob}
+        described["tokens"] = self.vocabulary.pieces(ids)
+        return described | ({} if alignment is None else {"alignment": _fields(alignment)})
+
+    def _hypothesis(self, hypothesis: Hypothesis, alignment: Alignment | None) -> None:
+        # A line stays one line, whatever the vocabulary can spell.
+        text = " ".join(hypothesis.text.splitlines())
+        if self.scores:
+            text = f"{hypothesis.score:.6f}\t{hypothesis.log_prob:.6f}\t{text}"
+        self._text(text, alignment)
+
+    def score(self, line: Line, score: Score, alignment: Alignment | None) -> None:
+        """Writes the log-probability of a pair, and those of its tokens."""
+        if self.as_json:
+            more = {} if alignment is None else {"alignment": _fields(alignment)}
+            self._json(source=line.source, target=line.target, **score._asdict(), **more)
+            return
+        tokens = " ".join(f"{log_prob:.6f}" for log_prob in score.log_probs)
+        self._text(f"{score.log_prob:.6f}\t{tokens}", alignment)
+
+    def error(self, line: Line, error: str) -> None:
+        """Writes an empty answer, to a line that cannot be scored."""
+        if self.as_json:
+            self._json(source=line.source, error=error)
+        else:
+            self._text("", None)
+
+    def _json(self, **values: Any) -> None:
+        self._text(json.dumps(values, ensure_ascii=False), None)
+
+    def _text(self, text: str, alignment: Alignment | None) -> None:
+        pharaoh = "" if alignment is None else f" ||| {alignment.pharaoh}"
+        self.output.write(f"{text}{pharaoh}\n".encode())
+        self.output.flush()
+
+
+_NO_HYPOTHESIS = Hypothesis("", -math.inf, -math.inf)
+_NO_ALIGNMENT = Alignment([], [], np.zeros((0, 0), np.float32), [])
+
+
+def _fields(alignment: Alignment) -> dict[str, Any]:
+    return alignment._asdict() | {"weights": alignment.weights.astype(float).round(6).tolist()}
+
+
+def translate_lines(
+    translator: Translator,
+    groups: Iterable[Sequence[Line]],
+    writer: Writer,
+    options: SearchOptions | None = None,
+    *,
+    name: str,
+    align: dict[str, Any] | None = None,
+    attention: "AttentionLines | None" = None,
+    progress: bool = False,
+) -> None:
+    """Writes the translation of each line, in order; with alignments, a group at a time.
+
+    Args:
+      groups: lines that are translated together. One with a prefix that cannot be is warned of,
+        and its translation is empty.
+      name: where the lines are from, for warnings.
+      align: options of `Translator.align`, if alignments are wanted.
+      attention: takes the best translation of each line.
+      progress: draw a bar.
+    """
+    options, warn = translator.resolved(options), _Warnings(name, translator)
+    # No bar is drawn for what is finished within its delay.
+    with tqdm(unit="line", desc="translating", delay=5, disable=not progress) as bar:
+        for group in groups:
+            start, sources = group[0].number, [line.source for line in group]
+            more = {"prefixes": [line.prefix for line in group], "on_progress": bar.update}
+            answers = in_order(translator.stream(sources, options, start=start, **more), start)
+            alignments: Iterable[Sequence[Alignment]] = repeat(())
+            if align is not None:
+                answers = list(answers)
+                alignments = _aligned(translator, sources, answers, options, align)
+            for line, answer, aligned in zip(group, answers, alignments):
+                warn.about(line, line.source, answer)
+                if answer.error:
+                    warn.left_out(line, answer.error)
+                elif attention is not None:
+                    attention.add(line.number, line.source, answer.hypotheses[0])
+                writer.translation(line, answer, aligned, options.n_best)
+
+
+def _aligned(translator, sources, translations, options, align) -> Iterator[list[Alignment]]:
+    """The alignments of each translation's hypotheses."""
+    pairs = [(x, hypothesis) for x, t in zip(sources, translations) for hypothesis in t.hypotheses]
+    alignments = iter(translator.align(*map(list, zip(*pairs)), options, **align))
+    for translation in translations:
+        yield list(islice(alignments, len(translation.hypotheses)))
+
+
+def score_lines(
+    translator: Translator,
+    groups: Iterable[Sequence[Line]],
+    writer: Writer,
+    options: SearchOptions | None = None,
+    *,
+    name: str,
+    align: dict[str, Any] | None = None,
+) -> None:
+    """Writes the scores of given translations, in order.
+
+    Args:
+      groups: lines that are scored together. One without a target is warned of, and its answer
+        is empty.
+      translator, writer, options, name, align: as for `translate_lines`.
+    """
+    warn = _Warnings(name, translator)
+    for group in groups:
+        pairs = [(line.source, line.target) for line in group if line.target is not None]
+        scores = iter(translator.score(pairs, options))
+        alignments = repeat(None)
+        if align is not None:
+            sources, targets = ([pair[side] for pair in pairs] for side in (0, 1))
+            alignments = iter(translator.align(sources, targets, options, **align))
+        for line in group:
+            if line.target is None:
+                error = "no tab between source and target"
+                warn.left_out(line, error)
+                writer.error(line, error)
+                continue
+            score = next(scores)
+            warn.about(
+                line, f"{translator.vocabulary.source_text(line.source)} {line.target}", score
+            )
+            writer.score(line, score, next(alignments))
+
+
+class _Warnings:
+    """Warnings about lines; of some kinds, about the first line alone."""
+
+    def __init__(self, name: str, translator: Translator):
+        self.name, self.vocabulary = name, translator.vocabulary
+        self.tag_expected, self.unknown_reported = translator.config.data.language_tags, False
+
+    def about(self, line: Line, text: str, answer: Translation | Score) -> None:
+        first_word = line.source.partition(" ")[0]
+        if self.tag_expected and line.source.strip() and not self.vocabulary.has_piece(first_word):
+            self.tag_expected = False
+            self._warn(line, "no language tag, such as <2de>; --target_language adds it")
+        if answer.truncated:
+            self._warn(line, "longer than max_length; its end was not read")
+        if answer.unknown and not self.unknown_reported:
+            self.unknown_reported = True
+            unknown = f"the vocabulary does not know {', '.join(map(repr, self._unknown(text)))}"
+            self._warn(line, f"{unknown}, read as unknown; further lines are not reported")
+
+    def left_out(self, line: Line, error: str) -> None:
+        self._warn(line, f"{error}; left out")
+
+    def _warn(self, line: Line, text: str) -> None:
+        logger.warning("%s, line %d: %s", self.name, line.number, text)
+
+    def _unknown(self, text: str) -> list[str]:
+        """What of a text the vocabulary does not know: words, or characters of its words."""
+        found: list[str] = []
+        for word in filter(None, text.split(" ")):
+            *ids, _ = self.vocabulary.encode([word])[0]
+            if UNK in ids:
+                # Where words are symbols, an unknown one is one token, without a space's.
+                letters = word if ids != [UNK] else ""
+                found += [c for c in letters if UNK in self.vocabulary.encode([c])[0]] or [word]
+        return list(dict.fromkeys(found))[:_MAX_UNKNOWN]
