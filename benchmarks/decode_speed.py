@@ -21,7 +21,7 @@ from absl import app, flags
 from beside import PRESETS, beside_peer, model_config
 from flax import nnx
 
-from transformer_jax import cli
+from transformer_jax import allocator
 from transformer_jax.config import DecodingConfig
 from transformer_jax.data.vocabulary import EOS
 from transformer_jax.decoding.engine import Models, Sentence, translate
@@ -101,5 +101,6 @@ def main(_) -> None:
 
 
 if __name__ == "__main__":
-    cli.reuse_memory()  # as decode.py does
+    allocator.share_arena()
+    allocator.keep_freed_memory()  # as decode.py does
     app.run(main)

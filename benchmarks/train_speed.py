@@ -21,7 +21,7 @@ from absl import app, flags
 from beside import PRESETS, beside_peer, model_config
 from flax import nnx
 
-from transformer_jax import cli
+from transformer_jax import allocator
 from transformer_jax.config import OptimizerConfig
 from transformer_jax.data.batches import Batch
 from transformer_jax.devices import parallel, place, replicate
@@ -106,5 +106,6 @@ def main(_) -> None:
 
 
 if __name__ == "__main__":
-    cli.reuse_memory()  # as train.py does
+    allocator.share_arena()
+    allocator.keep_freed_memory()  # as train.py does
     app.run(main)

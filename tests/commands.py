@@ -24,8 +24,11 @@ def get_config():
 """
 
 
+_OWN = "XLA_", "JAX_", "TRANSFORMER_JAX_"  # variables of the tests' own process
+
+
 def start(home, *command, variables=(), **options) -> subprocess.Popen:
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(("XLA_", "JAX_"))}
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(_OWN)}
     environment |= {"XDG_CACHE_HOME": str(home / "cache"), "JAX_PLATFORMS": "cpu"}
     environment |= dict(variables)
     pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)

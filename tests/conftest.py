@@ -13,6 +13,7 @@ os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
 )
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ["TRANSFORMER_JAX_MALLOC"] = "default"  # also where a command runs in this process
 
 import hypothesis
 import jax

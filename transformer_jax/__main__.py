@@ -7,7 +7,7 @@ import types
 from typing import NoReturn
 
 import transformer_jax
-from transformer_jax import cli
+from transformer_jax import allocator, cli
 from transformer_jax.config import ready_configs
 
 COMMANDS = {
@@ -27,7 +27,7 @@ def main(command: str | None = None) -> NoReturn:
         # Ends at once and without a word, also while libraries start: what is done is written.
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     cli.cache_compilations()
-    cli.reuse_memory()
+    allocator.share_arena()
     flags = parser_of(command, prog).parse(words)
     cli.run(lambda: _module(command).run(flags))
 

@@ -1,7 +1,6 @@
 """Command lines: flags made from dataclasses, readable help, errors in one sentence, logging."""
 
 import argparse
-import ctypes
 import dataclasses
 import difflib
 import functools
@@ -28,8 +27,6 @@ from transformer_jax.config import (
     with_field,
 )
 from transformer_jax.storage import cache_folder, local_path
-
-logger = logging.getLogger(__name__)
 
 USAGE_ERROR, FAILURE = 2, 1
 
@@ -227,23 +224,6 @@ def log_to_stderr() -> None:
     absl_logging.set_verbosity(absl_logging.ERROR)
     logging.basicConfig(stream=sys.stderr, level=logging.ERROR, format="%(message)s", force=True)
     logging.getLogger("transformer_jax").setLevel(logging.INFO)
-
-
-def reuse_memory() -> None:
-    """Lets glibc keep what a step frees for the next one, instead of giving it back.
-
-    XLA on a CPU allocates its scratch memory afresh at each step, hundreds of megabytes that the
-    kernel maps and clears page by page: a quarter of a step's time. Whoever sets MALLOC_...,
-    GLIBC_TUNABLES or TRANSFORMER_JAX_MALLOC=default keeps the allocator as it is.
-    """
-    variables = "GLIBC_TUNABLES", "MALLOC_", "TRANSFORMER_JAX_MALLOC"
-    if sys.platform != "linux" or any(name.startswith(variables) for name in os.environ):
-        return
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none
-    trim_threshold, mmap_max, arena_max = -1, -4, -8  # malloc.h
-    settings = ((mmap_max, 0), (trim_threshold, 2**31 - 1), (arena_max, 1))
-    if mallopt and all(mallopt(*setting) for setting in settings):
-        logger.debug("malloc keeps freed memory (TRANSFORMER_JAX_MALLOC=default: it does not)")
 
 
 def escape_unprintable() -> None:

@@ -18,7 +18,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from typing import Any, BinaryIO
 
-from transformer_jax import cli
+from transformer_jax import allocator, cli
 from transformer_jax.decoding.options import SearchOptions
 
 USAGE = "--workdir=FOLDER [--input=FILE] [--output=FILE] [--beam_size=N ...]"
@@ -113,6 +113,7 @@ def run(flags: argparse.Namespace) -> None:
             *flags.workdir, checkpoint=flags.checkpoint or "best", average=flags.average
         )
         align = _alignment_settings(flags, translator)
+        allocator.keep_freed_memory()
         # Mistakes are reported before the output is opened, and so emptied.
         translator.check(options, prefix=flags.prefix, align=align)
         name, corpora, groups = _lines(flags, translator, lines)

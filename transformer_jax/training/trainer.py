@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from transformer_jax import allocator
 from transformer_jax.checkpoint import Checkpoints
 from transformer_jax.config import Config
 from transformer_jax.data.batches import Batch, Batches
@@ -97,6 +98,7 @@ class Trainer:
             accumulate_steps=training.accumulate_steps,
         )
         self.batches, self.compiled = self._compile(parallel(train_step, donate_state=True))
+        allocator.keep_freed_memory(logging.INFO)
         self._prefetcher = Prefetcher(self._placed_batch, self.step)
 
     def _compile(self, step: Any) -> tuple[Batches, CompiledSteps]:
