@@ -106,7 +106,7 @@ class Checkpoints:
         self._manager = None
         # Lightweight: without the scores, of which a damaged one would stop Orbax.
         options = ocp.CheckpointManagerOptions(
-            create=False, read_only=True, lightweight_initialize=True
+            create=False, read_only=True, save_interval_steps=0, lightweight_initialize=True
         )
         if create:
             self._repair()
