@@ -4,7 +4,7 @@ Source: Multi30k task 1 (Elliott et al. 2016), raw text, downloaded into the cac
 test_2016_flickr. A narrow model sees the data often enough in the time: 4 + 4 layers
 of 128, close to the "tiny" Transformer of Wu et al. 2021.
 
-    python train.py --config=configs/multi30k_en_de.py --workdir=runs/multi30k_en_de
+    transformer-jax train --config=multi30k_en_de --workdir=runs/multi30k_en_de
 
 Record (2026-11-20, 2 CPU cores, Python 3.12, JAX 0.12.0, float32, seed 0; beam 4,
 nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp|version:2.6.0; hyper-parameters by valid alone):

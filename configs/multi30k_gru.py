@@ -5,46 +5,24 @@ additive attention that the state before the step asks, a maxout output, their i
 gradients cut at a norm of 1); see model/recurrent.py for how it differs. They had no dropout; so
 little data wants some. The data is that of multi30k_en_de.py.
 
-    python train.py --config=configs/multi30k_gru.py --workdir=runs/multi30k_gru
+    transformer-jax train --config=multi30k_gru --workdir=runs/multi30k_gru
 
 Not yet run to its end.
 """
 
-from transformer_jax.config import (
-    Config,
-    DataConfig,
-    DecodingConfig,
-    ModelConfig,
-    OptimizerConfig,
-    TrainingConfig,
-)
+from transformer_jax.config import Config, ModelConfig, load_config
 
 
 def get_config() -> Config:
-    """RNNs read one pair a row: bucketed batches."""
-    return Config(
-        model=ModelConfig(
-            kind="gru",
-            num_layers=1,
-            model_dim=256,
-            dropout_rate=0.2,
-            attention="additive",
-            bidirectional=True,
-        ),
-        data=DataConfig(
-            train="multi30k:train",
-            valid="multi30k:valid",
-            test="multi30k:test",
-            vocab_size=6000,
-            max_length=80,
-            batching="bucketed",
-            tokens_per_batch=2048,
-        ),
-        optimizer=OptimizerConfig(
-            schedule="cosine", learning_rate=2e-3, warmup_steps=200, clip_norm=1.0
-        ),
-        training=TrainingConfig(
-            num_steps=6000, log_every=50, eval_every=1000, eval_sentences=500, save_every=500
-        ),
-        decoding=DecodingConfig(max_length=100),
+    """The LSTM's run, with another model and another norm of gradients."""
+    config = load_config("multi30k_lstm")
+    config.model = ModelConfig(
+        kind="gru",
+        num_layers=1,
+        model_dim=256,
+        dropout_rate=0.2,
+        attention="additive",
+        bidirectional=True,
     )
+    config.optimizer.clip_norm = 1.0
+    return config

@@ -4,7 +4,7 @@ Source: numbers 0 to 999,999 in words, by num2words; 60,000 of them to train on,
 ones without a comma often among them, and 1,000 each to validate and to test on that are in no
 other split. The first hundred numbers, which it has seen, are a test as well.
 
-    python train.py --config=configs/quickstart.py --workdir=runs/quickstart
+    transformer-jax train --config=quickstart --workdir=runs/quickstart
 
 --config.data.target_language=ko and fr work as well.
 

@@ -8,8 +8,8 @@ Expected: the paper reports 27.3 BLEU on newstest2014 (tokenised, compounds spli
 not sacreBLEU's 13a). Not yet run here; the data set has to be downloaded by TensorFlow
 Datasets first. The paper needed 12 hours on 8 P100 GPUs.
 
-    python train.py --config=configs/wmt14_en_de_base.py --workdir=runs/wmt14_en_de_base
-    python decode.py --workdir=runs/wmt14_en_de_base --average=5 --score \
+    transformer-jax train --config=wmt14_en_de_base --workdir=runs/wmt14_en_de_base
+    transformer-jax decode --workdir=runs/wmt14_en_de_base --average=5 --score \
         --corpus=tfds:wmt14_translate/de-en:test
 """
 

@@ -6,35 +6,21 @@ Source: Vaswani et al. 2017, sections 5 and 6.1: 36 million pairs, a vocabulary 
 Expected: the paper reports 41.8 BLEU on newstest2014 (tokenised). Not yet run here. The
 paper needed 3.5 days on 8 P100 GPUs.
 
-    python train.py --config=configs/wmt14_en_fr_big.py --workdir=runs/wmt14_en_fr_big
-    python decode.py --workdir=runs/wmt14_en_fr_big --average=20 --score \
+    transformer-jax train --config=wmt14_en_fr_big --workdir=runs/wmt14_en_fr_big
+    transformer-jax decode --workdir=runs/wmt14_en_fr_big --average=20 --score \
         --corpus=tfds:wmt14_translate/fr-en:test
 """
 
-from transformer_jax.config import Config, DataConfig, ModelConfig, OptimizerConfig, TrainingConfig
+from transformer_jax.config import Config, load_config
 
 
 def get_config() -> Config:
-    """The big model; bfloat16 is meant for GPU and TPU."""
-    return Config(
-        model=ModelConfig(
-            model_dim=1024,
-            num_heads=16,
-            feed_forward_dim=4096,
-            dropout_rate=0.1,
-            dtype="bfloat16",
-        ),
-        data=DataConfig(
-            train="tfds:wmt14_translate/fr-en:train",
-            valid="tfds:wmt14_translate/fr-en:validation",
-            test="tfds:wmt14_translate/fr-en:test",
-            target_language="fr",
-            vocab_size=32_000,
-            max_length=256,
-            tokens_per_batch=25_000,
-        ),
-        optimizer=OptimizerConfig(schedule="rsqrt", warmup_steps=4000),
-        training=TrainingConfig(
-            num_steps=300_000, eval_every=5000, save_every=1500, keep_checkpoints=20
-        ),
-    )
+    """The big model's run, on French."""
+    config = load_config("wmt14_en_de_big")
+    data = config.data
+    data.train = "tfds:wmt14_translate/fr-en:train"
+    data.valid = "tfds:wmt14_translate/fr-en:validation"
+    data.test = "tfds:wmt14_translate/fr-en:test"
+    data.target_language, data.vocab_size, data.vocabulary_kind = "fr", 32_000, "unigram"
+    config.model.dropout_rate = 0.1
+    return config
