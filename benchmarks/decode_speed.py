@@ -49,8 +49,8 @@ def measure() -> dict:
     random = np.random.default_rng(0)
     shape = (_ROWS.value, _SOURCE.value - 1)
     sentences = [
-        Sentence([*source, EOS], max_length=_TARGET.value, min_length=_TARGET.value)
-        for source in random.integers(4, _VOCAB.value, shape).tolist()
+        Sentence(id, [*source, EOS], max_length=_TARGET.value, min_length=_TARGET.value)
+        for id, source in enumerate(random.integers(4, _VOCAB.value, shape).tolist())
     ]
     devices = jax.local_device_count()
     decode = functools.partial(
