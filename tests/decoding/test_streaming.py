@@ -79,8 +79,8 @@ class Capitals:
             ]
             truncated = len(line) > (options.max_length or 100)
             error = f"no prefix {prefix!r}" if bad else ""
-            yield id, Translation(hypotheses, truncated, line.count("x"), error)
             on_progress(1)
+            yield id, Translation(hypotheses, truncated, line.count("x"), error)
 
     def score(self, pairs, options=None):
         longest = self.resolved(options).max_length or 100

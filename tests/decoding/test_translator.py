@@ -282,6 +282,9 @@ def test_progress_counts_every_line_once(translator):
     finished = []
     translator.translate([*LINES, *LINES], on_progress=finished.append)
     assert sum(finished) == 2 * len(LINES)
+    stream = translator.stream(LINES, on_progress=finished.append)
+    assert len(list(itertools.islice(stream, len(LINES)))) == len(LINES)
+    assert sum(finished) == 3 * len(LINES)  # not only once somebody asks for more
 
 
 @pytest.mark.parametrize(

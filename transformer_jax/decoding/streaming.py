@@ -264,12 +264,16 @@ def translate_lines(
             start, sources = group[0].number, [line.source for line in group]
             more = {"prefixes": [line.prefix for line in group], "on_progress": bar.update}
             answers = in_order(translator.stream(sources, options, start=start, **more), start)
-            alignments: Iterable[Sequence[Alignment]] = repeat(())
+            alignments: Iterator[Alignment] = iter(())
             if align is not None:
                 answers = list(answers)
-                alignments = _aligned(translator, sources, answers, options, align)
-            for line, answer, aligned in zip(group, answers, alignments):
-                warn.about(line, line.source, answer)
+                pairs = [
+                    (x, hyp) for x, answer in zip(sources, answers) for hyp in answer.hypotheses
+                ]
+                alignments = _alignments(translator, pairs, options, align)
+            for line, answer in zip(group, answers):
+                aligned = list(islice(alignments, len(answer.hypotheses)))
+                warn.about(line, answer)
                 if answer.error:
                     warn.left_out(line, answer.error)
                 elif attention is not None:
@@ -277,12 +281,9 @@ def translate_lines(
                 writer.translation(line, answer, aligned, options.n_best)
 
 
-def _aligned(translator, sources, translations, options, align) -> Iterator[list[Alignment]]:
-    """The alignments of each translation's hypotheses."""
-    pairs = [(x, hypothesis) for x, t in zip(sources, translations) for hypothesis in t.hypotheses]
-    alignments = iter(translator.align(*map(list, zip(*pairs)), options, **align))
-    for translation in translations:
-        yield list(islice(alignments, len(translation.hypotheses)))
+def _alignments(translator, pairs, options, align) -> Iterator[Alignment]:
+    sources, targets = ([pair[side] for pair in pairs] for side in (0, 1))
+    return iter(translator.align(sources, targets, options, **align))
 
 
 def score_lines(
@@ -305,10 +306,8 @@ def score_lines(
     for group in groups:
         pairs = [(line.source, line.target) for line in group if line.target is not None]
         scores = iter(translator.score(pairs, options))
-        alignments = repeat(None)
-        if align is not None:
-            sources, targets = ([pair[side] for pair in pairs] for side in (0, 1))
-            alignments = iter(translator.align(sources, targets, options, **align))
+        aligned = align is not None
+        alignments = _alignments(translator, pairs, options, align) if aligned else repeat(None)
         for line in group:
             if line.target is None:
                 error = "no tab between source and target"
@@ -316,9 +315,7 @@ def score_lines(
                 writer.error(line, error)
                 continue
             score = next(scores)
-            warn.about(
-                line, f"{translator.vocabulary.source_text(line.source)} {line.target}", score
-            )
+            warn.about(line, score, line.target)
             writer.score(line, score, next(alignments))
 
 
@@ -329,7 +326,8 @@ class _Warnings:
         self.name, self.vocabulary = name, translator.vocabulary
         self.tag_expected, self.unknown_reported = translator.config.data.language_tags, False
 
-    def about(self, line: Line, text: str, answer: Translation | Score) -> None:
+    def about(self, line: Line, answer: Translation | Score, target: str = "") -> None:
+        """Of an answer to a line and, if it was read too, its target."""
         first_word = line.source.partition(" ")[0]
         if self.tag_expected and line.source.strip() and not self.vocabulary.has_piece(first_word):
             self.tag_expected = False
@@ -338,8 +336,12 @@ class _Warnings:
             self._warn(line, "longer than max_length; its end was not read")
         if answer.unknown and not self.unknown_reported:
             self.unknown_reported = True
-            unknown = f"the vocabulary does not know {', '.join(map(repr, self._unknown(text)))}"
-            self._warn(line, f"{unknown}, read as unknown; further lines are not reported")
+            unknown = self._unknown(f"{self.vocabulary.source_text(line.source)} {target}")
+            self._warn(
+                line,
+                f"the vocabulary does not know {', '.join(map(repr, unknown))}, read as unknown; "
+                "further lines are not reported",
+            )
 
     def left_out(self, line: Line, error: str) -> None:
         self._warn(line, f"{error}; left out")

@@ -202,13 +202,13 @@ class Translator:
             if isinstance(sentence, Sentence):
                 sentences[id] = sentence
             else:
-                yield id, sentence
                 on_progress(1)
+                yield id, sentence
         for id, hypotheses in engine.translate(self.models, sentences.values(), options):
             truncated = len(sources[id - start]) > options.max_length
             unknown = sentences[id].source.count(UNK)
-            yield id, Translation(self._texts(hypotheses), truncated, unknown)
             on_progress(1)
+            yield id, Translation(self._texts(hypotheses), truncated, unknown)
 
     def _sentence(
         self, id: int, source: list[int], prefix: str, limit: int | None, options: SearchOptions
