@@ -9,6 +9,8 @@ same letters: `hidden_BTD`, `jnp.einsum("BHTK,BHMK->BHTM", query_BHTK, key_BHMK)
   M  length attended to  F  feed-forward dim    N  hypotheses returned
   R  B * W, hypotheses of all sentences         C  candidates for the next token
   J  rows refilled       P  pairs or rows of a corpus
+  I  M * W, history entries of a sentence       E  several D side by side
+  1  broadcast
 """
 
 import importlib

@@ -19,7 +19,7 @@ from transformer_jax.figures import (
     save,
     schedule_figure,
 )
-from transformer_jax.model.embedding import sinusoidal_positions
+from transformer_jax.model.layers import sinusoidal_positions
 from transformer_jax.training.optimizer import learning_rate_schedule
 
 ATTENTION = attention_of()

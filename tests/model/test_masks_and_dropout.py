@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from transformer_jax.model.dropout import dropout
+from transformer_jax.model.layers import dropout
 from transformer_jax.model.masks import causal_mask, segment_mask, sentence_tokens
 
 

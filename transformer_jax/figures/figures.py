@@ -184,7 +184,7 @@ def _check_number(name: str, number: int, count: int, where: str = "") -> None:
 def _positions(model_dim: int, length: int) -> np.ndarray:
     import jax.numpy as jnp
 
-    from transformer_jax.model.embedding import sinusoidal_positions
+    from transformer_jax.model.layers import sinusoidal_positions
 
     if model_dim < 2 or model_dim % 2 or length < 1:
         raise ValueError(

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from transformer_jax.model.products import einsum_float32
+from transformer_jax.model.layers import einsum_float32
 
 
 def attention_weights(
@@ -84,12 +84,12 @@ class MultiHeadAttention(nnx.Module):
         """[B, H, T, K] of each layer, in one product: fewer and larger ones are quicker."""
         dtype = layers[0].dtype
         kernel = jnp.concatenate([layer.kernel[...] for layer in layers], axis=1)
-        projected_BTF = hidden_BTD.astype(dtype) @ kernel.astype(dtype)
+        projected_BTE = hidden_BTD.astype(dtype) @ kernel.astype(dtype)
         if layers[0].bias is not None:
-            bias_F = jnp.concatenate([layer.bias[...] for layer in layers]).astype(dtype)
-            projected_BTF += bias_F.reshape(1, 1, -1)
+            bias_E = jnp.concatenate([layer.bias[...] for layer in layers]).astype(dtype)
+            projected_BTE += bias_E.reshape(1, 1, -1)
         shape = (*hidden_BTD.shape[:2], len(layers) * self.num_heads, -1)
-        heads_BHTK = projected_BTF.reshape(shape).swapaxes(1, 2)
+        heads_BHTK = projected_BTE.reshape(shape).swapaxes(1, 2)
         return jnp.split(heads_BHTK, len(layers), axis=1)
 
     def project_memory(self, memory_BMD: jax.Array) -> KeyValue:
@@ -117,3 +117,39 @@ class MultiHeadAttention(nnx.Module):
         """Attention to what `project_memory` gave for other states; returns as `attend`."""
         (query_BHTK,) = self._project(hidden_BTD, self.query)
         return self.attend(query_BHTK, memory, mask_BTM)
+
+    def attend_history(self, hidden_BWD, history: KeyValue, mask_BWI, position_B):
+        """Self-attention of the W hypotheses of each sentence to all decoded before them.
+
+        Args:
+          hidden_BWD: states of the new position.
+          history: keys and values [B, H, I, K] of the positions decoded, I = M * W.
+          mask_BWI: the entries of the history that belong to each hypothesis, the new ones too.
+          position_B: the new position of each sentence.
+
+        Returns:
+          the attended states [B, W, D], and the history with the new position.
+        """
+        query_BHWK, new = self.project_self(hidden_BWD)
+
+        def write(history_HIK, new_HWK, position):
+            start = position * new_HWK.shape[1]
+            return jax.lax.dynamic_update_slice_in_dim(history_HIK, new_HWK, start, axis=1)
+
+        written = KeyValue(*(jax.vmap(write)(*x, position_B) for x in zip(history, new)))
+        attended_BWD, _ = self.attend(query_BHWK, written, mask_BWI)
+        return attended_BWD, written
+
+
+def own_history(slots_RM: jax.Array, position_B: jax.Array, width: int) -> jax.Array:
+    """[B, W, I] which entries of a sentence's history a hypothesis has read.
+
+    Args:
+      slots_RM: the entry, among the W of position m, that belongs to hypothesis r.
+      position_B: the last position.
+      width: W.
+    """
+    slots_BWM1 = slots_RM.reshape(-1, width, slots_RM.shape[1], 1)
+    read_B1M1 = (jnp.arange(slots_RM.shape[1])[None] <= position_B[:, None])[:, None, :, None]
+    own_BWMW = (slots_BWM1 == jnp.arange(width).reshape(1, 1, 1, -1)) & read_B1M1
+    return own_BWMW.reshape(*slots_BWM1.shape[:2], -1)

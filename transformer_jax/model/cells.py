@@ -1,4 +1,4 @@
-"""Recurrent cells, which are Flax's, their initialisation, and a layer of one over time."""
+"""Recurrent cells (Flax's), their initialisation, and a layer of cells over time."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -11,17 +11,17 @@ CELLS = {"rnn": nnx.SimpleCell, "lstm": nnx.OptimizedLSTMCell, "gru": nnx.GRUCel
 
 
 class Initializers(NamedTuple):
-    """Of matrices of inputs, of recurrence, of attention, of its vector, and of biases."""
+    """Initialisers, by what they initialise."""
 
-    kernel: Callable
-    recurrent: Callable
-    attention: Callable
-    vector: Callable
+    kernel: Callable  # matrices of inputs
+    recurrent: Callable  # matrices of states
+    attention: Callable  # matrices of attention scores
+    vector: Callable  # the vector of additive scores
     bias: Callable
 
 
 def initializers(attention: str) -> Initializers:
-    """As the paper of each kind of attention has them; see the module."""
+    """As in the paper of each kind of attention; docs/models.md names them."""
     if attention == "additive":
         normal, zeros = nnx.initializers.normal, nnx.initializers.zeros
         return Initializers(normal(0.01), _orthogonal_gates, normal(0.001), zeros, zeros)
@@ -54,7 +54,7 @@ def make_cell(kind: str, input_dim: int, hidden_dim: int, init: Initializers, *,
 
 
 def hidden_of(state: Any) -> jax.Array:
-    """h of a cell's state, which is h or, of an LSTM, (c, h)."""
+    """h of a cell's state, which is h, or (c, h) for an LSTM."""
     return jax.tree.leaves(state)[-1]
 
 
@@ -65,7 +65,7 @@ def first_state(cell, batch: int) -> Any:
 
 
 def advance(cell, state: Any, input_BD: jax.Array, real_B: jax.Array | None = None) -> Any:
-    """The state after an input; where that is padding (`real_B` False), the state before.
+    """The state after an input; after padding (`real_B` False), the state before.
 
     Args:
       cell: of `make_cell`.
@@ -83,13 +83,13 @@ def advance(cell, state: Any, input_BD: jax.Array, real_B: jax.Array | None = No
 def scan_cell(
     cell, input_BTD: jax.Array, real_BT: jax.Array, *, reverse: bool = False
 ) -> tuple[jax.Array, Any]:
-    """A layer over time, from zero states: h at each place [B, T, D], and the last state.
+    """A layer over time, from zero states: h at each position [B, T, D], and the last state.
 
     Args:
       cell: of `make_cell`.
       input_BTD: [B, T, D].
       real_BT: bool; the state is carried past padding unchanged.
-      reverse: from the last place to the first.
+      reverse: from the last position to the first.
     """
 
     def step(state, now):

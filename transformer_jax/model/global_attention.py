@@ -12,11 +12,11 @@ import jax.numpy as jnp
 from flax import nnx
 
 from transformer_jax.model.cells import Initializers
-from transformer_jax.model.products import einsum_float32
+from transformer_jax.model.layers import einsum_float32
 
 
 class Attended(NamedTuple):
-    """What is attended to: keys and values [B, M, D], and bool [B, M], which of it is real."""
+    """Keys and values [B, M, D] of the states attended to; bool [B, M], False for padding."""
 
     key: jax.Array
     value: jax.Array
@@ -62,7 +62,7 @@ class GlobalAttention(nnx.Module):
         self.dtype = dtype
 
     def project(self, value_BMD: jax.Array, real_BM: jax.Array) -> Attended:
-        """The states attended to with their keys, computed once a sentence."""
+        """Keys and values, computed once a sentence."""
         value_BMD = value_BMD.astype(self.dtype)
         key_BMD = value_BMD if self.key is None else self.key(value_BMD)
         return Attended(key_BMD, value_BMD, real_BM)

@@ -15,7 +15,7 @@ class Tokens(NamedTuple):
 
     Attributes:
       ids: [B, S] int32, entries of the vocabulary.
-      positions: [B, S] int32, place of a token within its sentence, from 0.
+      positions: [B, S] int32, position of a token in its sentence, from 0.
       segments: [B, S] int32, number of the sentence in the row from 1; 0 is padding.
     """
 
@@ -37,5 +37,5 @@ def segment_mask(query_segments_BT: jax.Array, memory_segments_BM: jax.Array) ->
 
 
 def causal_mask(length: int) -> jax.Array:
-    """[1, T, T] bool: a place in the row sees itself and what stands before it (section 3.2.3)."""
+    """[1, T, T] bool: a position sees itself and those before it (section 3.2.3)."""
     return jnp.tril(jnp.ones((1, length, length), bool))

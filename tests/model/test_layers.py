@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from transformer_jax.model.embedding import TiedEmbedding, sinusoidal_positions
+from transformer_jax.model.layers import TiedEmbedding, sinusoidal_positions
 
 
 def test_positions_equal_the_formula():

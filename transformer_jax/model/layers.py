@@ -1,0 +1,112 @@
+"""Layers that models share: tied embeddings, positions, dropout, products summed in float32."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+
+def einsum_float32(equation: str, x: jax.Array, y: jax.Array) -> jax.Array:
+    """`jnp.einsum` of two arrays of one dtype, accumulated and returned in float32.
+
+    For logits, which a softmax in float32 reads. The gradient is rounded to the dtype of
+    the arguments before it is multiplied on: left in float32, it would make both products
+    of the backward pass, of the largest arrays of a step, products of float32.
+    """
+    if x.dtype == jnp.float32:
+        return jnp.einsum(equation, x, y)
+    return _einsum_float32(equation, x, y)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _einsum_float32(equation, x, y):
+    return jnp.einsum(equation, x, y, preferred_element_type=jnp.float32)
+
+
+def _forward(equation, x, y):
+    return _einsum_float32(equation, x, y), (x, y)
+
+
+def _backward(equation, arguments, gradient):
+    _, transpose = jax.vjp(functools.partial(jnp.einsum, equation), *arguments)
+    return transpose(gradient.astype(arguments[0].dtype))
+
+
+_einsum_float32.defvjp(_forward, _backward)
+
+
+def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
+    """Zeroes each element with probability `rate` and scales the rest to keep the mean.
+
+    Without a key (or with a rate that rounds to 0) it is the identity. The rate is rounded to
+    1/65536: sixteen random bits an element are enough, and drawing them is what dropout
+    costs. The scale uses the rounded rate, so the mean is exact.
+
+    Source: Srivastava et al. 2014, "Dropout".
+    """
+    dropped = round(rate * 2**16)
+    if key is None or dropped == 0:
+        return x
+    keep = jax.random.bits(key, x.shape, jnp.uint16) >= dropped
+    return jnp.where(keep, x * (2**16 / (2**16 - dropped)), 0).astype(x.dtype)
+
+
+def split_or_none(key: jax.Array | None, count: int) -> list[jax.Array] | list[None]:
+    """`count` independent keys, or as many times None where dropout is off."""
+    return [None] * count if key is None else list(jax.random.split(key, count))
+
+
+def sinusoidal_positions(positions_BT: jax.Array, model_dim: int) -> jax.Array:
+    """Sinusoidal encoding of positions, float32 [..., model_dim] (section 3.5).
+
+    PE(pos, 2i) = sin(pos / 10000^(2i / D)) and PE(pos, 2i + 1) = cos of the same angle.
+
+    Args:
+      positions_BT: integers of any shape, counted from 0.
+      model_dim: even number of dimensions, D.
+    """
+    frequencies = 10000.0 ** (-jnp.arange(0, model_dim, 2, dtype=jnp.float32) / model_dim)
+    angles = positions_BT[..., None].astype(jnp.float32) * frequencies.reshape(
+        (1,) * positions_BT.ndim + (-1,)
+    )
+    return jnp.stack([jnp.sin(angles), jnp.cos(angles)], axis=-1).reshape(
+        *positions_BT.shape, model_dim
+    )
+
+
+class TiedEmbedding(nnx.Module):
+    """One table that embeds source and target tokens and, transposed, gives the logits.
+
+    Source: section 3.4 of the paper; tying after Press and Wolf 2017.
+    """
+
+    def __init__(
+        self, vocab_size, model_dim, *, init=None, output_bias=False, dtype=jnp.float32, rngs
+    ):
+        # Standard deviation D^-0.5: the scale of sqrt(D) then gives embeddings of unit variance.
+        init = init or nnx.initializers.normal(model_dim**-0.5)
+        self.table = nnx.Param(init(rngs.params(), (vocab_size, model_dim), jnp.float32))
+        self.bias = nnx.Param(jnp.zeros(vocab_size, jnp.float32)) if output_bias else None
+        self.dtype = dtype
+
+    def look_up(self, ids_BT: jax.Array) -> jax.Array:
+        """[B, T, D]: each token's row of the table."""
+        return self.table[...][ids_BT].astype(self.dtype)
+
+    def embed(self, ids_BT: jax.Array, positions_BT: jax.Array | None) -> jax.Array:
+        """[B, T, D]: sqrt(D) times the token's row of the table, plus its position if given."""
+        table_VD = self.table[...]
+        model_dim = table_VD.shape[1]
+        embedded_BTD = table_VD[ids_BT] * model_dim**0.5
+        if positions_BT is not None:
+            embedded_BTD += sinusoidal_positions(positions_BT, model_dim)
+        return embedded_BTD.astype(self.dtype)
+
+    def logits(self, hidden_BTD: jax.Array) -> jax.Array:
+        """[B, T, V] float32 logits of hidden states."""
+        table_VD = self.table[...].astype(self.dtype)
+        logits_BTV = einsum_float32("BTD,VD->BTV", hidden_BTD.astype(self.dtype), table_VD)
+        if self.bias is None:
+            return logits_BTV
+        return logits_BTV + self.bias[...].reshape((1,) * (logits_BTV.ndim - 1) + (-1,))
