@@ -2,6 +2,7 @@
 
 import functools
 
+import builders
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,8 +19,7 @@ PAPER_VOCAB = 37_000
 
 def make_model(**fields) -> Transformer:
     sizes = {"num_layers": 2, "model_dim": 16, "num_heads": 4, "feed_forward_dim": 32}
-    config = ModelConfig(**sizes | fields)
-    return nnx.jit(lambda: Transformer(config, VOCAB, rngs=nnx.Rngs(0)))()
+    return builders.make_model(VOCAB, **sizes | fields)
 
 
 def make_tokens(batch: int, length: int, seed: int = 0, lengths=None) -> Tokens:
@@ -32,15 +32,27 @@ def model(request):
     return make_model(norm=request.param)
 
 
-def run(model, source, target):
+@functools.partial(nnx.jit, static_argnames="return_attention")
+def encode(model, source, key=None, return_attention=False):
+    return model.encode(source, key, return_attention)
+
+
+@functools.partial(nnx.jit, static_argnames="return_attention")
+def decode(model, memory, target, key=None, return_attention=False):
+    return model.decode(memory, target, key, return_attention)
+
+
+@nnx.jit
+def run(model, source, target, key=None):
     """Logits of a whole pass, as one compiled program."""
+    return model.decode(model.encode(source, key), target, key)
 
-    @functools.partial(jax.jit, static_argnums=0)
-    def logits(graphdef, params, source, target):
-        model = nnx.merge(graphdef, params)
-        return model.decode(model.encode(source), target)
 
-    return logits(*nnx.split(model), source, target)
+@nnx.jit
+def first_step(model, source, token_BW):
+    """Logits of the first step of decoding."""
+    context, cache = model.start(model.encode(source), token_BW.shape[1], 8)
+    return model.step(context, cache, token_BW, jnp.zeros(len(token_BW), jnp.int32))[0]
 
 
 def test_later_positions_have_exactly_no_gradient(model):
@@ -111,60 +123,54 @@ def histories(width: int, length: int):
 def test_cached_steps_equal_one_teacher_forced_pass(model, width):
     """Also where hypotheses follow others, and where sentences stand at other positions."""
     source = make_tokens(2, 5, lengths=[5, 3])
-    memory = model.encode(source)
+    memory = encode(model, source)
     context, cache = model.start(memory, width, 8)
     step = nnx.jit(lambda model, *arguments: model.step(*arguments, return_attention=True))
     assert all(leaf.shape[0] == 2 * width for leaf in jax.tree.leaves(cache))
-    tokens_BWT = np.zeros((2, width, 0), np.int32)
+    memories = jax.tree.map(lambda x: jnp.repeat(x, width, axis=0), memory)
+    tokens_RT, rows = np.zeros((2 * width, 6), np.int32), np.arange(2 * width)
     random = np.random.default_rng(1)
     # The second sentence begins anew after two positions, as one that takes a row over.
     for position, parents_BW in enumerate(histories(width, 6)):
         position_B = np.array([position, position - 2 * (position >= 2)], np.int32)
+        if position == 2:
+            tokens_RT[width:] = 0
+        position_R = np.repeat(position_B, width)
         token_BW = random.integers(4, 11, (2, width)).astype(np.int32)
-        tokens_BWT = np.concatenate([tokens_BWT, token_BW[..., None]], axis=-1)
+        tokens_RT[rows, position_R] = token_BW.reshape(-1)
         logits_BWV, context, cache, weights_LBHWS = step(
             model, context, cache, token_BW, position_B
         )
-        for sentence, start in enumerate((0, 2 * (position >= 2))):
-            for hypothesis in range(width):
-                ids = np.broadcast_to(
-                    tokens_BWT[sentence, hypothesis, start:], (2, position + 1 - start)
-                )
-                target = sentence_tokens(jnp.asarray(ids), jnp.full(2, ids.shape[1]))
-                expected_BTV, attention = model.decode(memory, target, return_attention=True)
-                np.testing.assert_allclose(
-                    logits_BWV[sentence, hypothesis], expected_BTV[sentence, -1], atol=2e-5
-                )
-                np.testing.assert_allclose(
-                    weights_LBHWS[:, sentence, :, hypothesis],
-                    attention["cross"][:, sentence, :, -1],
-                    atol=2e-5,
-                )
-        rows = (np.arange(2)[:, None] * width + parents_BW).reshape(-1)
-        cache = jax.tree.map(functools.partial(jnp.take, indices=rows, axis=0), cache)
-        tokens_BWT = np.take_along_axis(tokens_BWT, parents_BW[..., None], axis=1)
+        target = sentence_tokens(jnp.asarray(tokens_RT), jnp.asarray(position_R + 1))
+        expected_RTV, attention = decode(model, memories, target, return_attention=True)
+        np.testing.assert_allclose(
+            logits_BWV.reshape(2 * width, -1), expected_RTV[rows, position_R], atol=2e-5
+        )
+        expected_RLHS = attention["cross"][:, rows, :, position_R]
+        weights_RLHS = weights_LBHWS.transpose(1, 3, 0, 2, 4).reshape(expected_RLHS.shape)
+        np.testing.assert_allclose(weights_RLHS, expected_RLHS, atol=2e-5)
+        parents_R = (np.arange(2)[:, None] * width + parents_BW).reshape(-1)
+        cache = jax.tree.map(functools.partial(jnp.take, indices=parents_R, axis=0), cache)
+        tokens_RT = tokens_RT[parents_R]
 
 
 def test_attention_is_returned_by_layer_and_head(model):
     source, target = make_tokens(2, 5, lengths=[5, 3]), make_tokens(2, 6, seed=1)
-    memory, encoder = model.encode(source, return_attention=True)
-    logits, decoder = model.decode(memory, target, return_attention=True)
+    memory, encoder = encode(model, source, return_attention=True)
+    logits, decoder = decode(model, memory, target, return_attention=True)
     assert encoder["encoder"].shape == (2, 2, 4, 5, 5)
     assert decoder["decoder"].shape == (2, 2, 4, 6, 6)
     assert decoder["cross"].shape == (2, 2, 4, 6, 5)
     assert np.all(np.asarray(decoder["cross"][:, 1, :, :, 3:]) == 0)
-    np.testing.assert_array_equal(logits, model.decode(memory, target))
+    np.testing.assert_array_equal(logits, decode(model, memory, target))
 
 
 def test_dropout_is_on_if_and_only_if_a_key_is_passed():
     model = make_model(dropout_rate=0.5)
     source, target = make_tokens(1, 5), make_tokens(1, 6, seed=1)
-    plain = model.decode(model.encode(source), target)
-    np.testing.assert_array_equal(plain, model.decode(model.encode(source), target))
-    first, again, other = (
-        model.decode(model.encode(source, jax.random.key(k)), target, jax.random.key(k))
-        for k in (1, 1, 2)
-    )
+    plain = run(model, source, target)
+    np.testing.assert_array_equal(plain, run(make_model(dropout_rate=0.0), source, target))
+    first, again, other = (run(model, source, target, jax.random.key(k)) for k in (1, 1, 2))
     np.testing.assert_array_equal(first, again)
     assert not np.allclose(first, plain) and not np.allclose(first, other)
 
@@ -172,7 +178,7 @@ def test_dropout_is_on_if_and_only_if_a_key_is_passed():
 def test_post_norm_closes_each_sub_layer_and_pre_norm_each_stack():
     source = make_tokens(1, 5)
     for norm in ("post", "pre"):
-        hidden = np.asarray(make_model(norm=norm).encode(source).hidden)
+        hidden = np.asarray(encode(make_model(norm=norm), source).hidden)
         np.testing.assert_allclose(hidden.mean(axis=-1), 0, atol=1e-5)
         np.testing.assert_allclose(hidden.std(axis=-1), 1, atol=1e-2)
     assert make_model(norm="post").encoder_norm is None
@@ -182,7 +188,7 @@ def test_bfloat16_computes_near_float32_with_float32_parameters():
     source, target = make_tokens(2, 5), make_tokens(2, 6, seed=1)
     full, low = make_model(), make_model(dtype="bfloat16")
     assert {x.dtype for x in jax.tree.leaves(nnx.state(low))} == {jnp.dtype("float32")}
-    assert low.encode(source).hidden.dtype == jnp.bfloat16
+    assert encode(low, source).hidden.dtype == jnp.bfloat16
     np.testing.assert_allclose(run(low, source, target), run(full, source, target), atol=0.2)
 
 
@@ -259,11 +265,13 @@ def test_base_runs_at_full_size_without_memory():
 
 
 def test_the_history_has_the_models_dtype():
-    model = make_model(dtype="bfloat16")
-    context, cache = model.start(model.encode(make_tokens(2, 5)), 3, 4)
-    _, after, _ = model.step(context, cache, jnp.full((2, 3), 5), jnp.zeros(2, jnp.int32))
-    for each in (context, after):
-        assert {x.dtype for x in jax.tree.leaves(each.history)} == {jnp.dtype("bfloat16")}
+    def histories(model):
+        context, cache = model.start(model.encode(make_tokens(2, 5)), 3, 4)
+        _, after, _ = model.step(context, cache, jnp.full((2, 3), 5), jnp.zeros(2, jnp.int32))
+        return context.history, after.history
+
+    shapes = nnx.eval_shape(histories, make_model(dtype="bfloat16"))
+    assert {x.dtype for x in jax.tree.leaves(shapes)} == {jnp.dtype("bfloat16")}
 
 
 def test_without_positions_a_source_is_a_set():
@@ -274,6 +282,5 @@ def test_without_positions_a_source_is_a_set():
         model = make_model(positions=positions)
         logits = [run(model, tokens, target) for tokens in (source, turned)]
         assert np.allclose(*logits, atol=1e-5) == equal
-        context, cache = model.start(model.encode(source), 1, 8)
-        first = model.step(context, cache, target.ids[:, :1], jnp.zeros(1, jnp.int32))[0]
+        first = first_step(model, source, target.ids[:, :1])
         np.testing.assert_allclose(first[:, 0], logits[0][:, 0], atol=1e-5)
