@@ -17,7 +17,7 @@ from transformer_jax.data.file_hashes import FileHashes
 from transformer_jax.data.packing import Growth, Shape, bucketed_rows, packed_rows
 from transformer_jax.data.subword_sampling import Resampler
 from transformer_jax.data.token_store import Filters, TokenStore, open_store
-from transformer_jax.data.vocabulary import Vocabulary, draw_sample, sample_size
+from transformer_jax.data.vocabulary import Sample, Vocabulary, draw_sample, sample_size
 from transformer_jax.heartbeat import heartbeat
 from transformer_jax.storage import Writer, cache_folder, cached, local_folder
 
@@ -121,37 +121,32 @@ def _trained_vocabulary(data: DataConfig, corpora: list[Corpus], cache: pathlib.
     """A vocabulary trained on the corpora, from the cache where it is there."""
     options = {"byte_fallback": data.byte_fallback, "normalization": data.normalization}
     options["tags"] = sorted({corpus.tag for corpus in corpora} - {""})
-    draw = functools.partial(
-        draw_sample,
-        corpora,
-        data.vocabulary_kind,
-        data.byte_fallback,
-        data.normalization,
-        sample_size(data.vocab_size),
-    )
-    first, from_text = None, data.vocabulary_kind != "bytes"
-    if from_text and not all(corpus.is_hashed for corpus in corpora):
-        # New files must be read for their hashes: this may serve to draw the sample, too.
+    kind, size = data.vocabulary_kind, data.vocab_size
+
+    def draw() -> Sample:
         with heartbeat("reading the training corpora"):
-            first = draw()
+            return draw_sample(
+                corpora, kind, data.byte_fallback, data.normalization, sample_size(size)
+            )
+
+    # New files must be read for their hashes: this serves to draw the sample, too.
+    first = None if all(corpus.is_hashed for corpus in corpora) else draw()
     contents = [corpus.fingerprint() for corpus in corpora]
 
     def train(writer: Writer) -> dict:
-        logger.info("training a vocabulary, %s, of %d", data.vocabulary_kind, data.vocab_size)
+        logger.info("training a vocabulary, %s, of %d", kind, size)
+        sample = first or draw()
+        for corpus, pairs in zip(corpora, sample.sizes):
+            if not pairs:
+                raise ValueError(f"the training corpus {corpus.name} is empty")
         with heartbeat("training the vocabulary"):
-            sample = first or (draw() if from_text else None)
-            for corpus, size in zip(corpora, sample.sizes if sample else ()):
-                if not size:
-                    raise ValueError(f"the training corpus {corpus.name} is empty")
-            vocabulary = Vocabulary.train(
-                corpora, data.vocab_size, data.vocabulary_kind, **options, sample=sample
-            )
+            vocabulary = Vocabulary.train(corpora, size, kind, **options, sample=sample)
         for corpus, content in zip(corpora, contents):
             corpus.check_unchanged(content)
         writer.append("model", np.frombuffer(vocabulary.model, np.uint8))
         return {}
 
-    key = [data.vocabulary_kind, data.vocab_size, options, contents]
+    key = [kind, size, options, contents]
     entry = cached(cache, "vocabulary", key, "the vocabulary", train)
     return Vocabulary(entry.arrays["model"].tobytes())
 

@@ -208,6 +208,8 @@ def draw_sample(
     Reservoir sampling (Vitter 1985, algorithm R). SentencePiece's own draws others in each
     process.
     """
+    if kind == "bytes":  # needs no text
+        return Sample([], [], None)
     sources_alone = normalization == SOURCES_ALONE and kind != "symbols"
     normalize = normalized_source if sources_alone else str
     characters = None if byte_fallback or kind == "symbols" else set()
