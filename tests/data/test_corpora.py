@@ -7,7 +7,6 @@ import shutil
 import numpy as np
 import pytest
 
-from transformer_jax.data import corpora as corpora_module
 from transformer_jax.data.corpora import Corpus, Pair, parse_corpora, read_corpus
 
 WRITERS = {"": open, ".gz": gzip.open, ".xz": lzma.open}
@@ -354,7 +353,9 @@ def test_a_fingerprint_names_a_missing_file(tmp_path):
 @pytest.fixture
 def digits(monkeypatch):
     """Numbers as digits instead of words, "1,234" in both languages."""
-    monkeypatch.setattr(corpora_module, "number_words", lambda number, language: f"{number:,}")
+    monkeypatch.setattr(
+        "transformer_jax.data.numbers.number_words", lambda number, language: f"{number:,}"
+    )
 
 
 def test_number_splits_share_nothing_and_are_a_million(digits):

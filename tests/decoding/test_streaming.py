@@ -14,7 +14,8 @@ import types
 import numpy as np
 import pytest
 
-from transformer_jax.data.corpora import Pair, open_text
+from transformer_jax.data.corpora import Pair
+from transformer_jax.data.text_files import open_text
 from transformer_jax.data.vocabulary import EOS, UNK
 from transformer_jax.decoding import streaming
 from transformer_jax.decoding.alignment import Alignment

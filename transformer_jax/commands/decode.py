@@ -87,7 +87,7 @@ def add_flags(parser: cli.Parser) -> None:
 def run(flags: argparse.Namespace) -> None:
     """Translates, scores or aligns."""
     _check(flags)
-    from transformer_jax.data.corpora import open_text, raw_lines
+    from transformer_jax.data.text_files import open_text, raw_lines
     from transformer_jax.decoding.streaming import (
         Writer,
         decoded,
@@ -213,7 +213,7 @@ def _opened_input(flags: argparse.Namespace) -> contextlib.AbstractContextManage
         for name, file in (("input", source), ("prefix file", flags.prefix_file)):
             if file != "" and os.path.samestat(os.stat(file), os.stat(flags.output)):
                 raise ValueError(f"--output={flags.output} is the {name}, and would be lost")
-    from transformer_jax.data.corpora import open_text
+    from transformer_jax.data.text_files import open_text
 
     return open_text(flags.input) if flags.input else contextlib.nullcontext(sys.stdin.buffer)
 

@@ -19,27 +19,17 @@ share of training:
   text:europarl/train@it-en@3,text:multi30k/train@en-de@1
 """
 
-import codecs
 import contextlib
 import dataclasses
 import functools
-import glob
-import gzip
 import hashlib
 import itertools
-import lzma
 import math
-import os
-import pathlib
 import re
-import zlib
 from collections.abc import Callable, Iterator
-from importlib import metadata
 from typing import Any, BinaryIO, NamedTuple
 
-import numpy as np
-
-from transformer_jax.data import downloads
+from transformer_jax.data import downloads, numbers, text_files
 from transformer_jax.data.file_hashes import FileHashes
 from transformer_jax.heartbeat import heartbeat
 from transformer_jax.storage import local_path
@@ -208,195 +198,22 @@ def read_corpus(
     return itertools.chain.from_iterable(corpora)
 
 
-_OPENERS: dict[str, Callable] = {".gz": gzip.open, ".xz": lzma.open}
-
-
-def open_text(path: str) -> BinaryIO:
-    """Opens a file to be read, by its suffix a compressed one."""
-    return _OPENERS.get(pathlib.Path(path).suffix, open)(path, "rb")
-
-
-def _unpacked(file: BinaryIO, path: str) -> BinaryIO:
-    """The content of an open file, by its suffix a compressed one."""
-    opener = _OPENERS.get(pathlib.Path(path).suffix)
-    return opener(file, "rb") if opener else file
-
-
-def raw_lines(file: BinaryIO, path: str) -> Iterator[bytes]:
-    """The lines of a file of `open_text`; ValueError with the line where it is damaged."""
-    count = 0
-    try:
-        for line in file:
-            count += 1
-            yield line
-    except (EOFError, gzip.BadGzipFile, zlib.error, lzma.LZMAError) as error:
-        raise ValueError(f"{path} is damaged after line {count}: {error}") from None
-
-
-_MARKS = codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE  # UTF-32 LE begins as 16
-
-
-def text_of_line(line: bytes, number: int) -> tuple[str, str]:
-    """The text of a file's line, from 1, without its end; and why it is not valid, or "".
-
-    What is not UTF-8 is replaced, and NUL characters are, which only other encodings have.
-    """
-    line = line.removesuffix(b"\n").removesuffix(b"\r")
-    line = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
-    reason = "NUL character" if b"\0" in line else ""
-    try:
-        text = line.decode()
-    except UnicodeDecodeError as error:
-        text, reason = line.decode(errors="replace"), error.reason
-    if not reason:
-        return text, ""
-    if (number == 1 and line.startswith(_MARKS)) or 3 * line.count(b"\0") >= len(line):
-        reason += "; UTF-16?"
-    return text.replace("\0", "\ufffd"), f"not valid UTF-8 ({reason})"
-
-
-def _lines(file: BinaryIO, path: str) -> Iterator[str]:
-    """The lines of an open text file, without their ends."""
-    for number, line in enumerate(raw_lines(_unpacked(file, path), path), 1):
-        text, wrong = text_of_line(line, number)
-        if wrong:
-            raise ValueError(f"{path}, line {number}: {wrong}")
-        yield text
-
-
-def _text_files(prefix: str, *languages: str) -> list[str]:
-    """The file of each side."""
-    files = []
-    for language in languages:
-        paths = [f"{prefix}.{language}{suffix}" for suffix in ("", *_OPENERS)]
-        found = next(filter(os.path.isfile, paths), None)
-        if found is None:
-            raise FileNotFoundError(_missing(prefix, language, languages))
-        files.append(found)
-    return files
-
-
-def _missing(prefix: str, language: str, languages: tuple[str, ...]) -> str:
-    """A sentence about a side's file that is not there, with those that are."""
-    sentence = f"there is no file {prefix}.{language} (nor with .gz or .xz)"
-    path = pathlib.Path(prefix)
-    for suffix in (f".{name}{packed}" for name in languages for packed in ("", *_OPENERS)):
-        if prefix.endswith(suffix):
-            return f"{sentence}: PREFIX is without the suffix, text:{prefix.removesuffix(suffix)}"
-    there = sorted(map(str, path.parent.glob(f"{glob.escape(path.name)}.*")))
-    return sentence + (f", only {', '.join(there)}" if there else "") + _hint(language)
-
-
-# Countries whose code is taken for that of their language.
-_LANGUAGES = dict(
-    x.split(":")
-    for x in (
-        "kr:ko jp:ja cn:zh tw:zh gr:el ua:uk cz:cs dk:da se:sv vn:vi br:pt rs:sr il:he ir:fa in:hi "
-        "ee:et si:sl al:sq by:be ge:ka kz:kk mx:es at:de gb:en us:en"
-    ).split()
-)
-
-
-def _hint(language: str) -> str:
-    """The code of the language that a country's code was taken for, as a question, or ""."""
-    known = _LANGUAGES.get(language.lower())
-    return f"; did you mean {known}?" if known else ""
-
-
 def _text(paths: list[str]) -> _Source:
-    """Two files, a sentence a line."""
-
-    def pairs(files: list[BinaryIO]) -> Iterator[tuple[str, str]]:
-        sides = list(map(_lines, files, paths))
-        for number, pair in enumerate(itertools.zip_longest(*sides), 1):
-            if None in pair:
-                counts = [
-                    number - 1 if text is None else number + sum(1 for _ in side)
-                    for text, side in zip(pair, sides)
-                ]
-                raise ValueError(
-                    f"sides of unequal length: {paths[0]} has {counts[0]} lines, "
-                    f"{paths[1]} has {counts[1]}"
-                )
-            yield pair
-
-    return _Source("text", paths, pairs)
+    return _Source("text", paths, lambda files: text_files.read_sides(files, paths))
 
 
 def _tsv(path: str, *_: str) -> _Source:
-    def pairs(files: list[BinaryIO]) -> Iterator[tuple[str, str]]:
-        for number, line in enumerate(_lines(files[0], path), 1):
-            columns = line.split("\t")
-            if len(columns) < 2:
-                raise ValueError(f"{path}, line {number}: no tab between source and target")
-            yield columns[0], columns[1]
-
-    return _Source("tsv", [path], pairs)
+    return _Source("tsv", [path], lambda files: text_files.read_tsv(files, [path]))
 
 
-_NUMBERS = 1_000_000
-_HELD_OUT = 1000  # numbers of the validation split, and of the test split
-
-
-def _numbers(split: str) -> tuple[np.ndarray, np.ndarray]:
-    """The numbers of a split, and which of them are said without their commas.
-
-    All are below a million, in one fixed random order whose first ones are the held-out splits.
-    Of "spoken" ones, which are those of "train" as people say them, every fourth is short, of one
-    to five digits as often as of any other length, and half have no comma.
-    """
-    random = np.random.default_rng(0)
-    held_out, numbers = np.split(random.permutation(_NUMBERS), [2 * _HELD_OUT])
-    splits = {"test": held_out[:_HELD_OUT], "valid": held_out[_HELD_OUT:], "train": numbers}
-    if first_last := re.fullmatch(r"(\d+)-(\d+)", split):
-        first, last = map(int, first_last.groups())
-        splits[split] = np.arange(first, last + 1)
-        if not first <= last < _NUMBERS:
-            raise ValueError(f"corpus 'numbers:{split}' is no range of numbers below {_NUMBERS}")
-    if split == "spoken":
-        short = random.random(_NUMBERS // 4) * 10.0 ** random.integers(1, 6, _NUMBERS // 4)
-        short = short.astype(int)[~np.isin(short.astype(int), held_out)]
-        spoken = np.insert(numbers, np.arange(3, len(numbers), 3)[: len(short)], short)
-        return spoken, random.random(len(spoken)) < 0.5
-    if split not in splits:
-        raise ValueError(
-            f"corpus 'numbers:{split}' is none of numbers:train, numbers:spoken, numbers:valid, "
-            "numbers:test and a range such as numbers:0-99"
-        )
-    return splits[split], np.zeros(len(splits[split]), bool)
-
-
-# A corpus is read for its vocabulary and again for its tokens, and a number takes 0.1 ms.
-@functools.lru_cache(1 << 18)
-def number_words(number: int, language: str) -> str:
-    from num2words import num2words
-
-    return num2words(number, lang=language)
-
-
-def _numbers_source(split: str, *languages: str) -> _Source:
+def _numbers(split: str, *languages: str) -> _Source:
     def pairs(_: list[BinaryIO]) -> Iterator[tuple[str, str]]:
-        from num2words import CONVERTER_CLASSES
+        return numbers.read_numbers(split, *languages)
 
-        numbers, without_commas = _numbers(split)
-        for language in languages:
-            if language not in CONVERTER_CLASSES:
-                raise ValueError(
-                    f"num2words has no language {language!r}, only "
-                    f"{', '.join(sorted(CONVERTER_CLASSES))}{_hint(language)}"
-                )
-        for number, without in zip(numbers.tolist(), without_commas):
-            try:
-                source, target = (number_words(number, language) for language in languages)
-            except (TypeError, NotImplementedError, OverflowError) as error:
-                raise ValueError(f"num2words cannot say {number} in {languages}: {error}") from None
-            yield source.replace(",", "") if without else source, target
-
-    versions = metadata.version("num2words"), np.__version__
-    return _Source("numbers", [], pairs, False, versions, (split,))
+    return _Source("numbers", [], pairs, False, numbers.versions(), (split,))
 
 
-def _tfds_source(rest: str, *languages: str) -> _Source:
+def _tfds(rest: str, *languages: str) -> _Source:
     # TensorFlow Datasets takes a third of a second to import.
     from transformer_jax.data import tfds
 
@@ -405,10 +222,10 @@ def _tfds_source(rest: str, *languages: str) -> _Source:
 
 
 _KINDS: dict[str, Callable[..., _Source]] = {
-    "text": lambda prefix, *languages: _text(_text_files(prefix, *languages)),
+    "text": lambda prefix, *languages: _text(text_files.text_files(prefix, *languages)),
     "tsv": _tsv,
-    "tfds": _tfds_source,
+    "tfds": _tfds,
     "multi30k": lambda split, *languages: _text(downloads.multi30k_files(split, *languages)),
     "sacrebleu": lambda name, *languages: _text(downloads.sacrebleu_files(name, *languages)),
-    "numbers": _numbers_source,
+    "numbers": _numbers,
 }

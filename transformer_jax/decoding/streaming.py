@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from transformer_jax.data.corpora import Pair, language_tag, raw_lines, text_of_line
+from transformer_jax.data.corpora import Pair, language_tag
+from transformer_jax.data.text_files import raw_lines, text_of_line
 from transformer_jax.data.vocabulary import UNK, Vocabulary
 from transformer_jax.decoding.alignment import Alignment
 from transformer_jax.decoding.engine import in_order
