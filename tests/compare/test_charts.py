@@ -41,8 +41,10 @@ def test_a_run_that_failed_changes_no_colour_of_the_others(runs):
 
 
 def test_each_bin_has_its_range_and_its_sentences(runs, styles):
+    runs[0]["by_length"][1]["from"] = 8
     for axes in charts.length_chart(runs, styles, "characters").axes:
-        assert axes.get_xticklabels()[0].get_text() == "1–4\n(160)"
+        labels = [label.get_text() for label in axes.get_xticklabels()]
+        assert labels[:2] == ["1–4\n(160)", "8\n(161)"]
         assert axes.get_xlabel() == "characters of the source (sentences)"
 
 

@@ -9,6 +9,7 @@ import time
 
 import pytest
 
+from transformer_jax import allocator
 from transformer_jax.compare.children import ChildError, in_child
 
 
@@ -54,6 +55,14 @@ if __name__ == "__main__":
 def test_a_child_escapes_what_its_output_cannot_show(monkeypatch):
     monkeypatch.setenv("PYTHONIOENCODING", "ascii:strict")
     assert in_child(print, "\u00e9") is None
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="it is glibc's allocator")
+def test_a_child_may_keep_freed_memory_as_a_training_does(monkeypatch):
+    for name in os.environ:
+        if name.startswith(("GLIBC_TUNABLES", "MALLOC_", "TRANSFORMER_JAX_MALLOC")):
+            monkeypatch.delenv(name)
+    assert in_child(allocator.keep_freed_memory)
 
 
 def test_an_error_without_words_is_an_error(tmp_path):

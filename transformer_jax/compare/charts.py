@@ -44,6 +44,12 @@ def styles(names: Iterable[str]) -> Styles:
     return dict(zip(dict.fromkeys(names), itertools.cycle(_CYCLE)))
 
 
+def span(part: Mapping[str, Any]) -> str:
+    """The lengths of a bin."""
+    first, last = part["from"], part["to"]
+    return str(first) if first == last else f"{first}–{last}"
+
+
 def svg(figure: Figure, name: str) -> str:
     """The element for an HTML page; its ids begin with the chart's name, of which there is one."""
     with rc_context(_STYLE | {"svg.hashsalt": name}), warnings.catch_warnings():
@@ -78,7 +84,7 @@ def length_chart(runs: Sequence[Run], styles: Styles, unit: str) -> Figure | Non
     if not runs:
         return None
     bins = max((run["by_length"] for run in runs), key=len)
-    labels = [f"{part['from']}–{part['to']}\n({part['sentences']:,})" for part in bins]
+    labels = [f"{span(part)}\n({part['sentences']:,})" for part in bins]
     figure, grid = _panels(3.6)
     for axes, (metric, label) in zip(grid, _METRICS):
         for number, run in enumerate(runs):  # side by side: no interval hides another

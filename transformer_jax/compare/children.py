@@ -11,6 +11,7 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any
 
+from transformer_jax import allocator
 from transformer_jax.cli import escape_unprintable, log_to_stderr
 
 
@@ -45,6 +46,7 @@ def in_child(function: Callable, *arguments: Any) -> Any:
 
 
 def _child(sender: Connection, function: Callable, arguments: tuple) -> None:
+    allocator.share_arena()
     escape_unprintable()
     log_to_stderr()
     # A terminal sends Ctrl-C to the parent too, which passes it on. SIGTERM is an exception, so

@@ -84,7 +84,7 @@ def _samples_by_source(runs: list[Run]) -> dict[str, list[tuple[str, Mapping[str
 
 def _bins(runs: list[Run], unit: str) -> list[str]:
     parts = next((run["by_length"] for run in runs if run.get("by_length")), [])
-    return [f"{part['from']}–{part['to']} {unit}" for part in parts]
+    return [f"{charts.span(part)} {unit}" for part in parts]
 
 
 def _differences(runs: list[Run]) -> dict[str, list[Any]]:
