@@ -355,10 +355,9 @@ def ready_configs() -> dict[str, pathlib.Path]:
     """The configs that come with the package, by name."""
     package = pathlib.Path(__file__).resolve().parent
     # Installed, they are in the package; in a checkout, beside it.
-    folder = next(
-        filter(pathlib.Path.is_dir, (package / "configs", package.parent / "configs")), package
-    )
-    return {path.stem: path for path in sorted(folder.glob("[a-z]*.py")) if folder != package}
+    folders = package / "configs", package.parent / "configs"
+    files = next(filter(None, (sorted(folder.glob("[a-z]*.py")) for folder in folders)), [])
+    return {path.stem: path for path in files}
 
 
 def load_config(path: str) -> Config:
