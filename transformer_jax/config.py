@@ -24,7 +24,9 @@ from transformer_jax.storage import local_path
 # "" and 0, several of them with spaces.
 _TRANSFORMER, _RNN = "model.kind=transformer", "model.kind=rnn,lstm,gru"
 _PACKED, _BUCKETED = "data.batching=packed", "data.batching=bucketed"
-_SUBWORDS, _VALID = "data.vocabulary_kind=unigram,bpe", "data.valid"
+_LUONG, _NO_ATTENTION = f"{_RNN} model.attention=dot,general,concat", f"{_RNN} model.attention=none"
+_SUBWORDS, _SIZED = "data.vocabulary_kind=unigram,bpe", "data.vocabulary_kind=unigram,bpe,symbols"
+_VALID, _EVALUATIONS = "data.valid", "data.valid training.eval_every"
 _ANY = math.inf
 
 
@@ -77,16 +79,10 @@ class ModelConfig(_Fields):
     attention_bias: bool = _field(False, "Add biases to attention's projections.", _TRANSFORMER)
     output_bias: bool = _field(False, "Add a bias to the logits.", _TRANSFORMER)
     attention: str = _choice("dot general concat additive none", "Score of attention.", _RNN)
-    input_feeding: bool = _field(
-        False,
-        "Feed the attentional state into the next step.",
-        f"{_RNN} model.attention=dot,general,concat",
-    )
+    input_feeding: bool = _field(False, "Feed the attentional state into the next step.", _LUONG)
     bidirectional: bool = _field(False, "Encode in both directions, each half as wide.", _RNN)
     context: str = _choice(
-        "first_state every_step",
-        "Where a decoder without attention gets the encoder's last state.",
-        f"{_RNN} model.attention=none",
+        "first_state every_step", "Where the encoder's last state is read.", _NO_ATTENTION
     )
 
 
@@ -103,9 +99,7 @@ class DataConfig(_Fields):
         1.0, 0.01, _ANY, "Of a mixture without weights: a corpus' share is its size ** (1 / this)."
     )
     language_tags: bool = _field(False, "Begin each source with its target language: <2de>.")
-    vocab_size: int = _number(
-        8000, 8, _ANY, "Pieces of the vocabulary.", "data.vocabulary_kind=unigram,bpe,symbols"
-    )
+    vocab_size: int = _number(8000, 8, _ANY, "Pieces of the vocabulary.", _SIZED)
     vocabulary: str = _field("", "A SentencePiece model to use instead of training one.")
     vocabulary_kind: str = _choice(
         "unigram bpe bytes symbols", "Subwords, bytes, or symbols with spaces between them."
@@ -116,9 +110,7 @@ class DataConfig(_Fields):
         "NFC and single spaces of sources alone, or a rule of SentencePiece for both sides.",
         _SUBWORDS,
     )
-    sampling_alpha: float = _number(
-        0.0, 0.0, 1.0, "Sample another segmentation at each epoch; 0 = off.", _SUBWORDS
-    )
+    sampling_alpha: float = _number(0.0, 0.0, 1.0, "Of subword sampling; 0 = off.", _SUBWORDS)
     max_length: int = _number(128, 2, _ANY, "Most tokens of a side, EOS included, of pairs used.")
     max_length_ratio: float = _number(0.0, 0.0, _ANY, "Most that one side is longer; 0 = any.")
     drop_identical: bool = _field(False, "Leave out pairs with equal sides.")
@@ -159,13 +151,7 @@ class TrainingConfig(_Fields):
     save_every: int = _number(1000, 1, _ANY, "Updates between checkpoints.")
     keep_checkpoints: int = _number(5, 1, _ANY, "Latest checkpoints kept, beside the best.")
     best_metric: str = _choice("bleu loss", "Of the best checkpoint; ties: chrF, loss.", _VALID)
-    patience: int = _number(
-        0,
-        0,
-        _ANY,
-        "Validations without improvement before stopping; 0 = off.",
-        f"{_VALID} training.eval_every",
-    )
+    patience: int = _number(0, 0, _ANY, "Validations without a better; 0 = off.", _EVALUATIONS)
     label_smoothing: float = _number(0.1, 0.0, 0.999, "Probability spread over all tokens.")
     accumulate_steps: int = _number(1, 1, _ANY, "Micro-batches that a batch is computed in.")
     init_from: str = _field("", "Workdir of another run, whose parameters this one starts from.")
