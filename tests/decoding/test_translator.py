@@ -166,10 +166,13 @@ def test_unknown_tokens_are_counted(translator):
     assert translator.score(("\u4e00 seven", "\u4e00 \u4e00")).unknown == 3
 
 
-def test_a_bad_prefix_is_told_with_its_index_or_given_to_who_asked(translator):
+def test_a_bad_prefix_is_an_error_at_once_or_that_of_its_line(translator, monkeypatch):
     prefixes = ["two", "\u4e00", "two " * 6, ""]
-    with pytest.raises(ValueError, match=r"^prefixes\[1\]: the vocabulary cannot spell"):
-        translator.translate(["seven"] * 4, prefixes=prefixes)
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "translate", None)  # nothing is searched for
+        with pytest.raises(ValueError, match=r"^prefixes\[1\]: the vocabulary cannot spell"):
+            translator.translate(["seven"] * 4, prefixes=prefixes)
+    assert translator.translate(["seven"], prefixes=[]) == [translator.translate("seven")]
     options = SearchOptions(max_length_ratio=2.0, n_best=2)
     found = dict(translator.stream(["seven"] * 4, options, prefixes=prefixes, start=7))
     assert sorted(found) == [7, 8, 9, 10]

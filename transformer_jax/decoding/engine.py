@@ -33,22 +33,14 @@ Result = TypeVar("Result")
 
 
 class Sentence(NamedTuple):
-    """A source to translate; lengths count EOS.
+    """A source to translate; lengths count EOS."""
 
-    Attributes:
-      id: the caller's, returned with the translation.
-      source: token ids, closed by EOS.
-      max_length, min_length: of a hypothesis.
-      prefix: tokens that every hypothesis begins with.
-      seed: of sampling, 32 bits.
-    """
-
-    id: int
-    source: Sequence[int]
-    max_length: int
+    id: int  # the caller's, returned with the translation
+    source: Sequence[int]  # token ids, closed by EOS
+    max_length: int  # of a hypothesis
     min_length: int = 1
-    prefix: Sequence[int] = ()
-    seed: int = 0
+    prefix: Sequence[int] = ()  # tokens that every hypothesis begins with
+    seed: int = 0  # of sampling, 32 bits
 
 
 class Models(NamedTuple):

@@ -45,34 +45,20 @@ class Search(NamedTuple):
 
 
 class Constraints(NamedTuple):
-    """Per-sentence decoding constraints; lengths count EOS.
+    """Per-sentence decoding constraints; lengths count EOS."""
 
-    Attributes:
-      max_length_B: int32; 0 for a row without a sentence.
-      min_length_B: int32.
-      prefix_BT: int32, tokens that every hypothesis begins with, padded.
-      seed_B: uint32, of sampling.
-    """
-
-    max_length_B: jax.Array
-    min_length_B: jax.Array
-    prefix_BT: jax.Array
-    seed_B: jax.Array
+    max_length_B: jax.Array  # int32; 0 for a row without a sentence
+    min_length_B: jax.Array  # int32
+    prefix_BT: jax.Array  # int32, tokens that every hypothesis begins with, padded
+    seed_B: jax.Array  # uint32, of sampling
 
 
 class Hypotheses(NamedTuple):
-    """The N best hypotheses of each sentence, best first.
+    """The N best hypotheses of each sentence, best first."""
 
-    Attributes:
-      tokens: [B, N, T] int32, closed by EOS and padded.
-      scores: [B, N] float32, log-probability over the length penalty, plus coverage penalty;
-        `NEG_INF` where there is no hypothesis.
-      log_probs: [B, N] float32.
-    """
-
-    tokens: jax.Array
-    scores: jax.Array
-    log_probs: jax.Array
+    tokens: jax.Array  # [B, N, T] int32, closed by EOS and padded
+    scores: jax.Array  # [B, N] float32, with both penalties; `NEG_INF`: there is no hypothesis
+    log_probs: jax.Array  # [B, N] float32
 
 
 class State(NamedTuple):

@@ -158,16 +158,13 @@ def with_tag(groups: Iterable[Sequence[Line]], language: str, vocabulary: Vocabu
 
 
 class Writer:
-    """Writes answers, as text or as JSON lines."""
+    """Writes answers in UTF-8 and flushes after each.
+
+    As text, a hypothesis a line, with `scores` behind its score and log-probability and a tab
+    each; or `as_json`, an object a line with everything.
+    """
 
     def __init__(self, output: BinaryIO, vocabulary: Vocabulary, *, as_json=False, scores=False):
-        """
-        Args:
-          output: written in UTF-8, and flushed after each answer.
-          vocabulary: of the model.
-          as_json: a JSON object a line, with everything, instead of a text a hypothesis.
-          scores: put score and log-probability before each text, tab-separated.
-        """
         self.output, self.vocabulary = output, vocabulary
         self.as_json, self.scores = as_json, scores
 

@@ -21,35 +21,21 @@ from transformer_jax.devices import replicate
 
 
 class Hypothesis(NamedTuple):
-    """One translation.
+    """One translation."""
 
-    Attributes:
-      text: detokenised.
-      score: log-probability over the length penalty, plus coverage penalty.
-      log_prob: natural logarithm of its probability.
-      ids: its tokens, without EOS.
-    """
-
-    text: str
-    score: float
+    text: str  # detokenised
+    score: float  # log-probability over the length penalty, plus coverage penalty
     log_prob: float
-    ids: tuple[int, ...] = ()
+    ids: tuple[int, ...] = ()  # its tokens, without EOS
 
 
 class Translation(NamedTuple):
-    """The translations of a text.
+    """The translations of a text."""
 
-    Attributes:
-      hypotheses: best first; of a text without any, empty ones.
-      truncated: whether the end of the source was cut off.
-      unknown: source tokens that the vocabulary does not know.
-      error: why it was not translated, or "".
-    """
-
-    hypotheses: list[Hypothesis]
-    truncated: bool
-    unknown: int = 0
-    error: str = ""
+    hypotheses: list[Hypothesis]  # best first; without text, empty ones
+    truncated: bool  # whether the end of the source was cut off
+    unknown: int = 0  # source tokens that the vocabulary does not know
+    error: str = ""  # why it was not translated
 
     @property
     def text(self) -> str:
@@ -58,44 +44,28 @@ class Translation(NamedTuple):
 
 
 class Score(NamedTuple):
-    """The score of a given translation.
+    """The score of a given translation."""
 
-    Attributes:
-      tokens: pieces of the target, with EOS.
-      log_probs: natural logarithm of each token's probability.
-      log_prob: their sum.
-      truncated: whether the end of a side was cut off.
-      unknown: tokens of both sides that the vocabulary does not know.
-    """
-
-    tokens: list[str]
-    log_probs: list[float]
-    log_prob: float
-    truncated: bool
-    unknown: int = 0
+    tokens: list[str]  # of the target, with EOS
+    log_probs: list[float]  # of each token
+    log_prob: float  # their sum
+    truncated: bool  # whether the end of a side was cut off
+    unknown: int = 0  # tokens of both sides that the vocabulary does not know
 
 
 class Attention(NamedTuple):
-    """All attention of a sentence pair, float32.
+    """All attention of a sentence pair, float32; RNNs have cross attention alone.
 
     Row t of `decoder` and `cross` belongs to the position that reads input_tokens[t] and
     predicts target_tokens[t].
-
-    Attributes:
-      source_tokens: S pieces, closed by EOS.
-      input_tokens: T pieces that the decoder reads, from BOS.
-      target_tokens: T pieces that it predicts, closed by EOS.
-      encoder: [L, H, S, S], or None: RNNs have cross attention alone.
-      decoder: [L, H, T, T], or None.
-      cross: [L, H, T, S].
     """
 
-    source_tokens: list[str]
-    input_tokens: list[str]
-    target_tokens: list[str]
-    encoder: np.ndarray | None
-    decoder: np.ndarray | None
-    cross: np.ndarray
+    source_tokens: list[str]  # S pieces, closed by EOS
+    input_tokens: list[str]  # T pieces that the decoder reads, from BOS
+    target_tokens: list[str]  # T pieces that it predicts, closed by EOS
+    encoder: np.ndarray | None  # [L, H, S, S]
+    decoder: np.ndarray | None  # [L, H, T, T]
+    cross: np.ndarray  # [L, H, T, S]
 
 
 class Translator:
@@ -164,11 +134,15 @@ class Translator:
         """
         single = isinstance(lines, str)
         more = {"prefixes": prefixes, "limits": limits, "on_progress": on_progress}
-        translations = []
-        for found in in_order(self.stream([lines] if single else lines, options, **more)):
-            if found.error:
-                raise ValueError(f"prefixes[{len(translations)}]: {found.error}")
-            translations.append(found)
+        results = self.stream([lines] if single else lines, options, **more)
+
+        def sound() -> Iterator[tuple[int, Translation]]:
+            for index, translation in results:
+                if translation.error:  # comes before anything is searched for
+                    raise ValueError(f"prefixes[{index}]: {translation.error}")
+                yield index, translation
+
+        translations = list(in_order(sound()))
         return translations[0] if single else translations
 
     def stream(
@@ -189,7 +163,7 @@ class Translator:
         options = self.resolved(options)
         lines = _list("lines", lines)
         prefixes = [prefixes] * len(lines) if isinstance(prefixes, str) else prefixes
-        prefixes = _list("prefixes", prefixes)
+        prefixes = _list("prefixes", prefixes) or [""] * len(lines)
         limits = _list("limits", limits, int | np.integer, "a number") or [None] * len(lines)
         for name, each in (("prefixes", prefixes), ("limits", limits)):
             if len(each) != len(lines):
@@ -289,16 +263,13 @@ class Translator:
                 raise TypeError(f"pairs[{index}] has {len(pair)} items; expected source and target")
             _check(f"pairs[{index}][0]", pair[0], str, "text")
             _check(f"pairs[{index}][1]", pair[1], *_TARGET)
-        return [
-            Score(
-                self.vocabulary.pieces(pair.target),
-                scored.log_probs.tolist(),
-                float(scored.log_probs.sum(dtype=np.float64)),
-                truncated,
-                pair.source.count(UNK) + pair.target.count(UNK),
-            )
-            for pair, truncated, scored in self._scored(pairs, self.resolved(options))
-        ]
+        scores = []
+        for pair, truncated, scored in self._scored(pairs, self.resolved(options)):
+            log_prob = float(scored.log_probs.sum(dtype=np.float64))
+            unknown = pair.source.count(UNK) + pair.target.count(UNK)
+            tokens = self.vocabulary.pieces(pair.target)
+            scores.append(Score(tokens, scored.log_probs.tolist(), log_prob, truncated, unknown))
+        return scores
 
     def align(
         self,
