@@ -55,7 +55,7 @@ def cache_folder(name: str) -> pathlib.Path:
 
 @contextlib.contextmanager
 def atomic_write(path: str | os.PathLike, mode: str = "w", **options) -> Iterator[IO]:
-    """Opens a new file that takes the place of `path` if the body succeeds, else is removed.
+    """Opens a new file that replaces `path` if the body succeeds, else is removed.
 
     Args:
       path: of a file; a symbolic link stays one.
@@ -177,21 +177,21 @@ def cached(
 
 
 def _build(folder: pathlib.Path, build: Callable[[Writer], dict[str, Any]]) -> None:
-    aside = folder.with_name(f"{folder.name}.aside-{uuid.uuid4().hex}")
+    temporary = folder.with_name(f"{folder.name}.aside-{uuid.uuid4().hex}")
     try:
         with _writing(folder.parent):
-            aside.mkdir()
-        writer = Writer(aside)
+            temporary.mkdir()
+        writer = Writer(temporary)
         record = build(writer)
         with _writing(folder.parent):
             writer.finish(record)
             try:
-                aside.rename(folder)
+                temporary.rename(folder)
             except OSError:
                 if not folder.is_dir():  # made by another process, without locks
                     raise
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 @contextlib.contextmanager

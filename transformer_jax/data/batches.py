@@ -201,7 +201,7 @@ class MixtureSchedule:
     A period of turns holds each corpus as often as its weight says, at equal distances.
     """
 
-    # Weights are rounded to whole turns, but never to none: so many that the least's is whole.
+    # Weights are rounded to whole turns, never to none, of so many that the smallest is whole.
     MIN_TURNS, MAX_TURNS = 1 << 10, 1 << 20
 
     def __init__(self, weights: Sequence[float]):

@@ -51,7 +51,7 @@ class Corpus:
       source_language, target_language: of this corpus.
       weight: share of training, relative to the other corpora's; 0 = none was given.
       tag: what each source begins with, such as "<2de>"; "" = nothing.
-      max_pairs: most pairs read; 0 = all.
+      max_pairs: maximum of pairs read; 0 = all.
       hashes: of its files, which are then hashed whenever they are read to the end; None = they
         are read for `fingerprint` alone.
     """
@@ -140,7 +140,7 @@ def parse_corpora(
     Args:
       names: as this module's docstring has it.
       source_language, target_language: of corpora that name none.
-      max_pairs: most pairs of each; 0 = all.
+      max_pairs: maximum of pairs of each; 0 = all.
       language_tags: begin each source with a tag of its target language.
       hashes: as of `Corpus`.
     """

@@ -102,8 +102,8 @@ def training_batches(config: Config, data: RunData) -> Callable[[int], Batches]:
         growth = resampler.growth(data.train)
     if config.data.batching == "packed":
         given = Shape(config.data.source_row_length, config.data.target_row_length)
-        most = config.data.tokens_per_batch or math.inf
-        rows = packed_rows(data.train, given, growth, data.cache, most)
+        max_side = config.data.tokens_per_batch or math.inf
+        rows = packed_rows(data.train, given, growth, data.cache, max_side)
     else:
         rows = bucketed_rows(data.train, config.data.num_buckets, growth, data.cache)
     return lambda tokens: Batches(

@@ -24,7 +24,7 @@ from transformer_jax.storage import Writer, cached
 _FORMAT = 1
 WINDOW = 1 << 20  # pairs planned at once: bounds the memory, and so does packing's time
 _PAIRS_A_ROW = 6  # packed rows hold at least so many of mean length, to be well filled
-_MAX_LENGTHS = 512  # told apart when buckets are chosen, which takes their square in memory
+_MAX_LENGTHS = 512  # distinguished when buckets are chosen, which takes their square in memory
 
 
 class Shape(NamedTuple):
@@ -72,7 +72,7 @@ def packed_rows(
       given: the shape; a side of 0 is chosen from the lengths of the pairs.
       growth: room to leave for each pair.
       cache: folder to keep them in.
-      max_side: most tokens of a chosen side, if the longest pair fits.
+      max_side: maximum of tokens of a chosen side, if the longest pair fits.
 
     Raises:
       ValueError: a given side is shorter than the longest pair.
@@ -235,7 +235,7 @@ def pack(
     for cell in np.argsort(-filled.sum(axis=1), kind="stable"):
         tight = done >= _SPREAD * total
         source, target = map(int, lengths_P2[firsts[cell]])
-        for rows in table.place(source, target, int(counts[cell]), tight):
+        for rows in table.add_pairs(source, target, int(counts[cell]), tight):
             placements.append((rows, np.full(len(rows), cell)))
         done += filled[cell].sum() * counts[cell]
     row_P, row_cell_P = (np.concatenate(column) for column in zip(*placements))
@@ -293,8 +293,8 @@ class _Table:
             self._free.append(slot)
         return np.concatenate(taken)
 
-    def place(self, source: int, target: int, count: int, tight: bool):
-        """Places `count` pairs of the same lengths; yields the rows, some at a time."""
+    def add_pairs(self, source: int, target: int, count: int, tight: bool):
+        """Adds `count` pairs of the same lengths; yields the rows, some at a time."""
         while count:
             source_left, target_left = self._room[:, : len(self._open)]
             fits = np.flatnonzero((source_left >= source) & (target_left >= target))

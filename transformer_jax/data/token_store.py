@@ -79,8 +79,8 @@ class Filters(NamedTuple):
     """Which pairs are left out, beside those with an empty side.
 
     Attributes:
-      max_length: most tokens of a side, EOS included.
-      max_ratio: most tokens of one side for one of the other; 0 = any.
+      max_length: maximum of tokens of a side, EOS included.
+      max_ratio: maximum of tokens of one side for one of the other; 0 = any.
       drop_identical: leave out pairs with the same text on both sides.
     """
 

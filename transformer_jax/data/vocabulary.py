@@ -26,7 +26,7 @@ from transformer_jax.storage import atomic_write
 
 PAD, BOS, EOS, UNK = 0, 1, 2, 3
 
-# A vocabulary is learnt from no more sentences than this, drawn at random from all of them: at
+# A vocabulary is learned from no more sentences than this, drawn at random from all of them: at
 # first, since a corpus of few words may need more for many pieces.
 SAMPLE_SENTENCES = 200_000
 SENTENCES_A_PIECE = 7
@@ -84,7 +84,7 @@ class Vocabulary:
         """Makes one vocabulary for both sides of the pairs (section 5.1 of the paper).
 
         Args:
-          corpora: to be read once or more; subword pieces are learnt from a sample of them.
+          corpora: to be read once or more; subword pieces are learned from a sample of them.
           vocab_size: pieces, special symbols included; at most as many for "symbols".
           kind: "unigram" (Kudo 2018), "bpe" (Sennrich et al. 2016), "bytes" (raw UTF-8, for
             which corpora and vocab_size do not matter) or "symbols" (whatever stands between
@@ -177,7 +177,7 @@ class Vocabulary:
 
 
 class Sample(NamedTuple):
-    """What a vocabulary is learnt from.
+    """What a vocabulary is learned from.
 
     Attributes:
       texts: of both sides, drawn at random.
@@ -331,15 +331,15 @@ def _explain(error: Exception, vocab_size: int, byte_fallback: bool) -> str:
     text = str(error)
     if "sentences_.empty()" in text or "all_chars_count" in text:
         return _NO_TEXT
-    if most := re.search(r"<= (\d+)", text):
+    if maximum := re.search(r"<= (\d+)", text):
         return (
             f"config.data.vocab_size={vocab_size} is more than the training corpus allows: "
-            f"at most {most[1]}"
+            f"at most {maximum[1]}"
         )
-    if least := re.search(r"smaller than required_chars\. \d+ vs (\d+)", text):
-        other = "False saves 256 for bytes" if byte_fallback else "True spells rare ones in bytes"
+    if minimum := re.search(r"smaller than required_chars\. \d+ vs (\d+)", text):
+        hint = "False saves 256 for bytes" if byte_fallback else "True spells rare ones in bytes"
         return (
             f"config.data.vocab_size={vocab_size} is less than the symbols of the training "
-            f"corpus (config.data.byte_fallback={other}): at least {least[1]}"
+            f"corpus (config.data.byte_fallback={hint}): at least {minimum[1]}"
         )
     return f"no vocabulary could be trained: {' '.join(text.split())}"
