@@ -99,6 +99,8 @@ MISTAKES = {
     "heads": ((*TRAIN, "--config.model.num_heads=3"), "config.model.num_heads=3 does not divide"),
     "packed rows for an RNN": ((*TRAIN, "--config.model.kind=gru"), "batching=bucketed gives"),
     "misspelt flag": ((*TRAIN, "--workdirr=x"), "workdirr"),
+    "a value of a negation": ((*TRAIN, "--nodry_run=1"), "--nodry_run=1 does not take an argument"),
+    "a flag without its value": (("decode", "--workdir"), "Missing value for flag --workdir"),
     "stray argument": ((*TRAIN, "now"), "unexpected argument 'now'; flags are --name=value"),
     "a config without its flag": (
         ("train", "{home}/tiny.py"), "did you mean --config={home}/tiny.py?"
@@ -219,6 +221,12 @@ def test_a_field_has_a_flag(home, words, value):
     flags = parser_of("train").parse([f"--config={home}/tiny.py", "--workdir=x", *words])
     name = words[0].removeprefix("--config.").partition("=")[0]
     assert operator.attrgetter(name)(cli.config_of(flags)) == value
+
+
+def test_flags_are_read_from_a_file_as_in_all_absl_programs(tmp_path):
+    (tmp_path / "flags").write_text("# of all runs\n--workdir=x\n--config.model.num_layers=3\n")
+    flags = parser_of("train").parse([f"--flagfile={tmp_path / 'flags'}", "--config=quickstart"])
+    assert flags.workdir == "x" and cli.config_of(flags).model.num_layers == 3
 
 
 def test_help_is_no_error_and_may_be_read_in_part(home):

@@ -15,7 +15,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "benchmarks/RESULTS.md"]
 PAGES += sorted((ROOT / "docs").glob("*.md"))
 SECTIONS = "model|data|optimizer|training|decoding"
-# Flags of argparse, ruff, pytest, TensorBoard and SentencePiece's spm_train.
+# Flags of every command (--help), ruff, pytest, TensorBoard and SentencePiece's spm_train.
 FOREIGN = set("help version check dist logdir pad_id bos_id eos_id unk_id".split())
 FIELDS = {row.name for row in reference()}
 
@@ -48,7 +48,7 @@ def test_links_resolve(page):
 @pytest.fixture(scope="module")
 def flags():
     """The flags of all commands and benchmarks."""
-    names = {name for command in COMMANDS for name in parser_of(command).flags}
+    names = {name for command in COMMANDS for name in parser_of(command).values}
     for path in (ROOT / "benchmarks").glob("*.py"):
         names |= set(re.findall(r'DEFINE_\w+\(\s*"(\w+)"', path.read_text()))
     return names

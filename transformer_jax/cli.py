@@ -1,6 +1,6 @@
 """Command lines: flags made from dataclasses, readable help, errors in one sentence, logging."""
 
-import argparse
+import contextlib
 import dataclasses
 import difflib
 import functools
@@ -10,11 +10,13 @@ import os
 import re
 import signal
 import sys
+import textwrap
 import types
 import typing
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
+from absl import flags
 from absl import logging as absl_logging
 
 from transformer_jax.config import (
@@ -31,30 +33,22 @@ from transformer_jax.storage import cache_folder, local_path
 USAGE_ERROR, FAILURE = 2, 1
 
 
-class Parser(argparse.ArgumentParser):
-    """Flags by section, each by its whole name; mistakes end the process with one sentence.
+class Parser:
+    """absl flags by section, whose values a command reads; mistakes end the process.
 
     Attributes:
-      flags: the names of all flags, and their defaults.
+      values: the flags; --flagfile=FILE reads more of them, as in all absl programs.
     """
 
     def __init__(self, prog: str, usage: str, description: str):
-        super().__init__(
-            prog=prog,
-            usage=f"{prog} {usage}",
-            description=description,
-            allow_abbrev=False,
-            formatter_class=functools.partial(
-                argparse.RawDescriptionHelpFormatter, max_help_position=8
-            ),
-        )
-        self.flags: dict[str, Any] = {}
+        self.prog, self.values = prog, flags.FlagValues()
+        self.values.set_gnu_getopt()  # flags may follow a stray word, which is reported
+        self._help = [f"usage: {prog} {usage}", "", description.strip(), "", "flags:"]
         self._required: list[str] = []
-        self._section: Any = self
 
     def section(self, title: str, description: str = "") -> None:
         """Begins a section of the help, which the flags that follow belong to."""
-        self._section = self.add_argument_group(title, description)
+        self._help += ["", f"{title}:", *textwrap.wrap(description, 90, **_indented(2)), ""]
 
     def flag(
         self,
@@ -65,22 +59,22 @@ class Parser(argparse.ArgumentParser):
         kind: type | None = None,
         parse: Callable[[str], Any] | None = None,
         required: bool = False,
-        **options: Any,
+        repeated: bool = False,
+        metavar: str = "",
     ) -> None:
         """A flag --NAME=VALUE, of the default's type unless `kind` or `parse` say another."""
-        self.flags[name] = default
-        self._required += [name] * required
         kind = kind or (str if default is None else type(default))
-        parse = parse or functools.partial(parse_value, f"--{name}", kind)
-        if default not in (None, "", [], argparse.SUPPRESS) and kind is not bool:
+        value = _Value(name, parse or functools.partial(parse_value, f"--{name}", kind))
+        if repeated:
+            flag = flags.MultiFlag(value, None, name, default, help)
+        else:
+            flag = flags.Flag(value, None, name, default, help, boolean=kind is bool)
+        flags.DEFINE_flag(flag, self.values)
+        self._required += [name] * required
+        if default not in (None, "", []) and kind is not bool:
             help = f"{help} Default: {default}."
-        add = self._section.add_argument
-        options |= {"default": default, "dest": name, "help": help.replace("%", "%%")}
-        if kind is bool or options.get("metavar") == _TRUTH:
-            options |= {"nargs": "?", "const": parse("true"), "metavar": _TRUTH}
-            off = {"default": argparse.SUPPRESS, "help": argparse.SUPPRESS}
-            add(f"--no{name}", dest=name, action="store_const", const=parse("false"), **off)
-        add(f"--{name}", type=_one_sentence(parse), **options)
+        word = "" if kind is bool else f" {metavar or kind.__name__.upper()}"
+        self._help += [f"  --{name}{word}", *textwrap.wrap(help, 90, **_indented(8))]
 
     def config_flags(self) -> None:
         """A flag for each field of a config, by section; `config_of` sets what they say."""
@@ -91,58 +85,75 @@ class Parser(argparse.ArgumentParser):
                 more = f"Default: {row.default}." if row.default != "" else ""
                 more += f" Must be {row.takes}." if row.takes[:2] in ("at", "in") else ""
                 more += f" Needs {row.needs}." if row.needs else ""
-                metavar = row.takes.removeprefix("one of ").replace(", ", "|")
-                metavar = metavar if row.takes.startswith("one of") else row.type.upper()
-                metavar = _TRUTH if row.type == "bool" else metavar
-                suppress = argparse.SUPPRESS
-                self.flag(row.name, suppress, f"{row.help} {more}", parse=str, metavar=metavar)
+                choices = row.takes.startswith("one of ") and row.takes[7:].replace(", ", "|")
+                kind = bool if row.type == "bool" else str
+                metavar = choices or row.type.upper()
+                help = f"{row.help} {more}"
+                self.flag(row.name, None, help, kind=kind, parse=str, metavar=metavar)
 
     def option_flags(self, options: type) -> None:
         """A flag for each field of a dataclass of options."""
         for leaf in dataclasses.fields(options):
             kinds = typing.get_args(leaf.type) or (leaf.type,)
             (kind,) = (kind for kind in kinds if kind is not types.NoneType)
-            more = {} if kind is bool else {"metavar": kind.__name__.upper()}
             parse = functools.partial(_option, leaf, kind)
-            self.flag(leaf.name, leaf.default, leaf.metadata["help"], parse=parse, **more)
+            self.flag(leaf.name, leaf.default, leaf.metadata["help"], kind=kind, parse=parse)
 
-    def parse(self, words: Sequence[str]) -> argparse.Namespace:
-        """The values of all flags, and in `given` the names of those that are not the default.
+    def parse(self, words: Sequence[str]) -> flags.FlagValues:
+        """The values of all flags.
 
-        Ends the process where a word is no flag, or a flag is missing.
+        Ends the process with the help where it is asked for, or with a sentence where a word is
+        no flag, or a flag is missing or has no such value.
         """
-        found, stray = self.parse_known_args(words)
+        if not {"-h", "--help", "-help", "--helpfull"}.isdisjoint(words):
+            _print_whole("\n".join(self._help))
+            sys.exit()
+        try:
+            _, *stray = self.values([self.prog, *words])
+        except flags.UnrecognizedFlagError as error:
+            end(self._unknown(error.flagname), USAGE_ERROR)
+        except (flags.Error, ValueError) as error:  # the latter of --noFLAG=VALUE
+            end(str(error), USAGE_ERROR)
         if stray:
-            self.error(self._unexpected(stray[0]))
+            end(self._unexpected(stray[0]), USAGE_ERROR)
         for name in self._required:
-            value = getattr(found, name)
+            value = self.values[name].value
             if not value or (isinstance(value, list) and not all(value)):
-                self.error(f"--{name} is missing: {self.prog} --help says what it is")
-        given = vars(found).items()
-        found.given = {name for name, value in given if value != self.flags[name]}
-        return found
+                sentence = f"--{name} is missing: {self.prog} --help says what it is"
+                end(sentence, USAGE_ERROR)
+        return self.values
 
-    def error(self, message: str) -> NoReturn:
-        """Ends the process with a sentence about a mistake in the command."""
-        # argparse says which flag it is, and so do our own sentences.
-        message = re.sub(r"^argument (\S+: )", r"\1", message)
-        end(re.sub(r"^\S+: (?=(--|config\.))", "", message), USAGE_ERROR)
+    def _unknown(self, name: str) -> str:
+        if name.removeprefix("no").startswith("config."):
+            return unknown_field(name.removeprefix("no"))
+        near = difflib.get_close_matches(name, self.values, n=1)
+        hint = f"did you mean --{near[0]}?" if near else f"{self.prog} --help has all"
+        return f"there is no flag --{name}; {hint}"
 
     def _unexpected(self, word: str) -> str:
-        name = word.split("=")[0].lstrip("-")
-        if word.startswith("-") and name.removeprefix("no").startswith("config."):
-            return unknown_field(name.removeprefix("no"))
-        if word.startswith("-"):
-            near = difflib.get_close_matches(name, self.flags, n=1)
-            hint = f"did you mean --{near[0]}?" if near else f"{self.prog} --help has all"
-            return f"there is no flag --{name}; {hint}"
         is_config = bool(re.search(r"\.py(:|$)", word))
         fits = {"config": is_config, "configs": is_config, "input": os.path.isfile(word)}
-        hints = [f"did you mean --{x}={word}?" for x in fits if fits[x] and x in self.flags]
+        hints = [f"did you mean --{x}={word}?" for x in fits if fits[x] and x in self.values]
         return f"unexpected argument {word!r}; {next(iter(hints), 'flags are --name=value')}"
 
 
-_TRUTH = "true|false"
+class _Value(flags.ArgumentParser):
+    """What a flag's text says; its errors are whole sentences, to which absl adds nothing."""
+
+    def __init__(self, name: str, parse: Callable[[str], Any]):
+        self._name, self._parse = name, parse
+
+    def parse(self, argument: Any) -> Any:
+        if not isinstance(argument, str):  # a default
+            return argument
+        try:
+            return self._parse(argument)
+        except ValueError as error:
+            sentence = str(error)
+            named = sentence.startswith(("--", "config."))
+            raise flags.IllegalFlagValueError(
+                sentence if named else f"--{self._name}: {sentence}"
+            ) from None
 
 
 def _option(leaf: dataclasses.Field, kind: type, text: str) -> Any:
@@ -151,14 +162,13 @@ def _option(leaf: dataclasses.Field, kind: type, text: str) -> Any:
     return value
 
 
-def _one_sentence(parse: Callable[[str], Any]) -> Callable[[str], Any]:
-    def parsed(text: str) -> Any:
-        try:
-            return parse(text)
-        except ValueError as error:  # whose words argparse would not show
-            raise argparse.ArgumentTypeError(str(error)) from None
+def _indented(spaces: int) -> dict[str, str]:
+    return {"initial_indent": " " * spaces, "subsequent_indent": " " * spaces}
 
-    return parsed
+
+def given(values: flags.FlagValues) -> set[str]:
+    """The names of the flags that do not have their default."""
+    return {name for name in values if values[name].value != values[name].default}
 
 
 def path(text: str) -> str:
@@ -166,13 +176,13 @@ def path(text: str) -> str:
     return local_path(text) if text else text
 
 
-def config_of(flags: argparse.Namespace) -> Config:
+def config_of(values: flags.FlagValues) -> Config:
     """The config that --config names, with the fields set that have flags of their own."""
     try:
-        config = load_config(flags.config)
-        for name, text in vars(flags).items():
-            if name.startswith("config."):
-                with_field(config, name, text)
+        config = load_config(values.config)
+        for name in values:
+            if name.startswith("config.") and values[name].present:
+                with_field(config, name, values[name].value)
     except ValueError as error:
         end(str(error), USAGE_ERROR)
     return config
@@ -247,6 +257,12 @@ def end(sentence: str, status: int) -> NoReturn:
     """Exits with a sentence on stderr."""
     print(f"error: {' '.join(sentence.split())}", file=sys.stderr)
     sys.exit(status)
+
+
+def _print_whole(text: str) -> None:
+    with contextlib.suppress(BrokenPipeError):
+        print(text)
+    _flush()
 
 
 def _flush() -> None:

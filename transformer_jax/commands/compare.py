@@ -7,11 +7,12 @@ Each config is trained for the same number of target tokens, or for the same tim
 is WORKDIR/report.html, its data WORKDIR/comparison.json. The same command again resumes.
 """
 
-import argparse
 import pathlib
 import shlex
 import sys
 from typing import Any
+
+from absl.flags import FlagValues
 
 from transformer_jax import cli
 from transformer_jax.config import whole_number
@@ -51,7 +52,7 @@ def add_flags(parser: cli.Parser) -> None:
         [],
         "A field that all configs get, such as data.train=text:corpus/train; may be repeated.",
         parse=str,
-        action="append",
+        repeated=True,
         metavar="FIELD=VALUE",
     )
     parser.flag(
@@ -63,7 +64,7 @@ def add_flags(parser: cli.Parser) -> None:
     )
 
 
-def run(flags: argparse.Namespace) -> int:
+def run(flags: FlagValues) -> int:
     """Trains the models and writes the report."""
     if (flags.target_tokens > 0) == (flags.train_seconds > 0):
         raise ValueError("expected one of --target_tokens and --train_seconds: what each run gets")

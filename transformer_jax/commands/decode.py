@@ -8,7 +8,6 @@ one JSON line is printed. With --attention_html a page is written, once all line
 translated or Ctrl-C is pressed, that shows what the model attended to.
 """
 
-import argparse
 import contextlib
 import dataclasses
 import json
@@ -17,6 +16,8 @@ import signal
 import sys
 from collections.abc import Iterable, Iterator
 from typing import Any, BinaryIO
+
+from absl.flags import FlagValues
 
 from transformer_jax import allocator, cli
 from transformer_jax.decoding.options import SearchOptions
@@ -68,7 +69,7 @@ def add_flags(parser: cli.Parser) -> None:
         "probabilities.",
         parse=cli.path,
         required=True,
-        action="append",
+        repeated=True,
         metavar="FOLDER",
     )
     parser.flag("checkpoint", None, "best, last, or the number of a step. Default: best.")
@@ -76,7 +77,8 @@ def add_flags(parser: cli.Parser) -> None:
         parser.flag(name, "", help, parse=cli.path, metavar="FILE")
     for name, default, help in _FLAGS:
         parser.flag(name, default, help)
-    parser.flag("format", "text", "A text or a JSON object a line.", choices=("text", "json"))
+    help = "A text or a JSON object a line."
+    parser.flag("format", "text", help, parse=_format, metavar="text|json")
     for name in ("layer", "head"):
         help = f"The {name} of the cross attention, from 0. Default: the mean of all."
         parser.flag(f"alignment_{name}", None, help, kind=int)
@@ -84,7 +86,7 @@ def add_flags(parser: cli.Parser) -> None:
     parser.option_flags(SearchOptions)
 
 
-def run(flags: argparse.Namespace) -> None:
+def run(flags: FlagValues) -> None:
     """Translates, scores or aligns."""
     _check(flags)
     from transformer_jax.data.text_files import open_text, raw_lines
@@ -146,20 +148,27 @@ def _score(translator, corpora, options: SearchOptions, output: BinaryIO) -> Non
     output.write((json.dumps(scores) + "\n").encode())
 
 
-def _check(flags: argparse.Namespace) -> None:
+def _format(text: str) -> str:
+    if text not in ("text", "json"):
+        raise ValueError(f"--format={text} must be one of text, json")
+    return text
+
+
+def _check(flags: FlagValues) -> None:
     """ValueError on flags that do not go together."""
+    given = cli.given(flags)
     for name, others, why in _EXCLUDE:
         for other in others.split():
-            if {name, other} <= flags.given:
+            if {name, other} <= given:
                 raise ValueError(f"--{name} and --{other} do not go together{why}")
     for name, other in _NEED:
-        if name in flags.given and other not in flags.given:
+        if name in given and other not in given:
             raise ValueError(f"--{name} needs --{other}")
     if flags.average < 1:
         raise ValueError(f"--average={flags.average} must be at least 1")
 
 
-def _alignment_settings(flags: argparse.Namespace, translator) -> dict[str, Any] | None:
+def _alignment_settings(flags: FlagValues, translator) -> dict[str, Any] | None:
     if not flags.alignments:
         return None
     # The tag that is put before each line is not one of its words.
@@ -168,7 +177,7 @@ def _alignment_settings(flags: argparse.Namespace, translator) -> dict[str, Any]
     return {"layer": flags.alignment_layer, "head": flags.alignment_head, "skip": int(tagged)}
 
 
-def _lines(flags: argparse.Namespace, translator, file: BinaryIO | None):
+def _lines(flags: FlagValues, translator, file: BinaryIO | None):
     """Where the lines are from, the corpora that they are of, and the lines in groups."""
     from transformer_jax.data.corpora import parse_corpora
     from transformer_jax.decoding import streaming
@@ -187,7 +196,7 @@ def _lines(flags: argparse.Namespace, translator, file: BinaryIO | None):
 
 
 @contextlib.contextmanager
-def _page(attention, flags: argparse.Namespace) -> Iterator[None]:
+def _page(attention, flags: FlagValues) -> Iterator[None]:
     """Writes the page of attention, if there is one, at the end or when Ctrl-C is pressed."""
     if attention is None:
         yield
@@ -204,7 +213,7 @@ def _page(attention, flags: argparse.Namespace) -> Iterator[None]:
     attention.write(*page)
 
 
-def _opened_input(flags: argparse.Namespace) -> contextlib.AbstractContextManager[BinaryIO]:
+def _opened_input(flags: FlagValues) -> contextlib.AbstractContextManager[BinaryIO]:
     """Where lines come from; ValueError if the output would overwrite it."""
     if not flags.input and sys.stdin is None:
         raise ValueError("standard input is closed; --input names a file")
@@ -218,7 +227,7 @@ def _opened_input(flags: argparse.Namespace) -> contextlib.AbstractContextManage
     return open_text(flags.input) if flags.input else contextlib.nullcontext(sys.stdin.buffer)
 
 
-def _open_files(flags: argparse.Namespace) -> dict[str, str | int]:
+def _open_files(flags: FlagValues) -> dict[str, str | int]:
     """The files that are read and written, but for the page of attention."""
     files = {"prefix file": flags.prefix_file, "input": flags.input, "output": flags.output}
     for name, stream in (("input", sys.stdin), ("output", sys.stdout)):
@@ -227,7 +236,7 @@ def _open_files(flags: argparse.Namespace) -> dict[str, str | int]:
     return {name: file for name, file in files.items() if file != ""}
 
 
-def _opened_output(flags: argparse.Namespace) -> contextlib.AbstractContextManager[BinaryIO]:
+def _opened_output(flags: FlagValues) -> contextlib.AbstractContextManager[BinaryIO]:
     if flags.output:
         return open(flags.output, "wb")
     if sys.stdout is None:

@@ -4,12 +4,13 @@ The same command again resumes. Any field of the config can be set beside it, as
 --config.model.num_layers=3.
 """
 
-import argparse
 import os
 import pathlib
 import shlex
 import shutil
 import sys
+
+from absl.flags import FlagValues
 
 from transformer_jax import cli
 from transformer_jax.config import whole_number
@@ -46,7 +47,7 @@ def add_flags(parser: cli.Parser) -> None:
     parser.config_flags()
 
 
-def run(flags: argparse.Namespace) -> int:
+def run(flags: FlagValues) -> int:
     """Trains, or describes what would be trained."""
     config = cli.config_of(flags)
     if flags.dry_run:
