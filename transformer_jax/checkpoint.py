@@ -273,7 +273,7 @@ def _damage_told(folder: pathlib.Path) -> Iterator[None]:
             if isinstance(cause, MemoryError) or "RESOURCE_EXHAUSTED" in str(cause):
                 raise
             if isinstance(cause, OSError) and cause.errno not in (None, errno.ENOENT):
-                raise cause from error
+                raise cause from (None if cause is error else error)
             cause = cause.__cause__ or cause.__context__
         reason = " ".join(str(error).split())[:200]
         message = f"checkpoint {folder} is damaged: {type(error).__name__}: {reason}"

@@ -14,10 +14,10 @@ _USABLE = 0.9  # of a device's memory: allocators leave gaps, and evaluation com
 
 
 def check_devices() -> None:
-    """ValueError, in one sentence, where JAX finds no device, or none that JAX_PLATFORMS names."""
+    """ValueError where JAX finds no device, or none that JAX_PLATFORMS names."""
     try:
         jax.local_devices()
-    except (RuntimeError, AssertionError) as error:  # the latter without words
+    except (RuntimeError, AssertionError) as error:  # the latter without a message
         asked = f"JAX_PLATFORMS={jax.config.jax_platforms}" if jax.config.jax_platforms else "JAX"
         why = str(error).partition(" (set ")[0] or "no such backend is installed"
         raise ValueError(
@@ -50,17 +50,17 @@ def replicate(tree: Any) -> Any:
     return jax.tree.map(lambda x: jax.device_put(np.array(x), sharding), tree)
 
 
-def place(batch: Any, pieces: int = 1) -> Any:
+def place(batch: Any, micro_batches: int = 1) -> Any:
     """Splits the rows of a host batch over the local devices: [devices, rows, ...] arrays.
 
-    Empty rows are added where devices (times `pieces`, the micro-batches of each) do
-    not divide them; zeros everywhere are padding in every field of a batch.
+    Rows are padded to a multiple of devices times micro-batches; zeros are padding in every
+    field of a batch.
     """
     devices = jax.local_device_count()
     sharding = NamedSharding(_mesh(), PartitionSpec(AXIS))
 
     def put(x: np.ndarray) -> jax.Array:
-        missing = -len(x) % (devices * pieces)
+        missing = -len(x) % (devices * micro_batches)
         full = np.pad(x, [(0, missing)] + [(0, 0)] * (x.ndim - 1))
         return jax.device_put(full.reshape(devices, -1, *x.shape[1:]), sharding)
 
@@ -76,10 +76,7 @@ def must_block() -> bool:
 
 
 def usable_memory() -> int:
-    """Bytes of each local device that a program may count on.
-
-    Of a CPU, whose devices share it, what the machine has available.
-    """
+    """Bytes of memory for each local device; CPU devices share what the machine has available."""
     stats = jax.local_devices()[0].memory_stats() or {}
     if "bytes_limit" in stats:
         return int(_USABLE * stats["bytes_limit"])

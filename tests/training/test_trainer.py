@@ -56,14 +56,13 @@ MIXTURE = {"train": "numbers:train@en-de@3,numbers:train@en-fr@1", "vocab_size":
 @pytest.mark.parametrize(
     "sections",
     [
-        {"data": MIXTURE},
+        {"data": MIXTURE | {"sampling_alpha": 0.3}},
         {
             "data": MIXTURE | {"batching": "bucketed", "num_buckets": 2},
             "training": {"accumulate_steps": 2},
         },
-        {"data": {"sampling_alpha": 0.3}},
     ],
-    ids=["packed mixture", "bucketed mixture in micro-batches", "other segmentations"],
+    ids=["packed mixture of sampled segmentations", "bucketed mixture in micro-batches"],
 )
 def test_six_updates_equal_three_and_a_restart_and_three_to_the_bit(tmp_path, sections):
     """With dropout on; the restart stands between two reports, and finds an empty cache."""

@@ -1,1 +1,1 @@
-"""The train step, its schedule and optimiser, checkpoints and the loop."""
+"""Training: the step, its schedule and optimiser, a run in its workdir, and the loop."""

@@ -1,4 +1,4 @@
-"""A look before a long run: its data, its batches, its memory and its first step."""
+"""Dry run: describes data, batches and memory, and makes one step, before a long run."""
 
 import contextlib
 import os
@@ -16,11 +16,11 @@ from transformer_jax.storage import local_folder
 from transformer_jax.training.run import check_owner
 from transformer_jax.training.trainer import Trainer
 
-# Beyond these shares something is likely to be wrong.
+# Shares beyond which something is likely to be wrong.
 _MANY_UNKNOWN, _MANY_EQUAL, _MANY_LEFT_OUT = 0.01, 0.05, 0.2
 _FEW_USED, _FEW_REAL = 0.5, 0.7
 _FEW_CHARACTERS = 1.2  # a token
-_BLOCK = 1 << 24  # tokens, or pairs, counted at once
+_BLOCK = 1 << 24  # tokens counted at once
 
 
 def dry_run(config: Config, workdir: str | os.PathLike) -> int:
@@ -83,11 +83,7 @@ def _describe(trainer: Trainer, used: int) -> Iterator[str]:
 
 
 def _describe_side(side: Side, name: str, store: TokenStore) -> str:
-    tokens, counts = side.ids.size, np.zeros(1, np.int64)
-    for start in range(0, len(store), _BLOCK):
-        block = np.bincount(side.lengths(start, start + _BLOCK), minlength=len(counts))
-        block[: len(counts)] += counts
-        counts = block
+    tokens, counts = side.ids.size, np.bincount(side.lengths(0, len(store)))
     seen = np.cumsum(counts) / len(store)
     middle, most, nearly_all = (int(np.searchsorted(seen, x)) for x in (0.5, 0.9, 0.99))
     return (
@@ -99,23 +95,24 @@ def _describe_side(side: Side, name: str, store: TokenStore) -> str:
 
 
 def _warnings(trainer: Trainer, words: np.ndarray) -> Iterator[str]:
-    data, used = trainer.data, np.count_nonzero(words.sum(axis=0))
+    data, vocab_size = trainer.data, len(trainer.data.vocabulary)
     for corpus, store in zip(data.corpora, data.train):
-        counts, pairs = store.counts, store.counts["pairs"]
-        if counts["same"] > _MANY_EQUAL * pairs:
-            yield f"{corpus.name}: {counts['same'] / pairs:.0%} of the pairs have equal sides"
-        for reason in REASONS:
-            if counts[reason] > _MANY_LEFT_OUT * pairs:
-                yield f"{corpus.name}: {counts[reason] / pairs:.0%} of the pairs are {reason}"
+        pairs = store.counts["pairs"]
+        causes = {"same": (_MANY_EQUAL, "have equal sides")}
+        causes |= {reason: (_MANY_LEFT_OUT, f"are {reason}") for reason in REASONS}
+        for name, (limit, text) in causes.items():
+            if store.counts[name] > limit * pairs:
+                yield f"{corpus.name}: {store.counts[name] / pairs:.0%} of the pairs {text}"
     for role, stores in (("training", data.train), ("validation", data.valid)):
         for side in ("source", "target"):
             yield from _unfit(f"the {role} corpus' {side} side", side, stores)
-    if used < _FEW_USED * len(data.vocabulary):
+    used = np.count_nonzero(words.sum(axis=0)) / vocab_size
+    if used < _FEW_USED:
         yield (
-            f"only {used / len(data.vocabulary):.0%} of the vocabulary occurs in the training "
-            "corpus: was it made for other text?"
+            f"only {used:.0%} of the vocabulary occurs in the training corpus: was it made for "
+            "other text?"
         )
-    if data.valid and _swapped(words, _word_counts(data.valid, len(data.vocabulary))):
+    if data.valid and _swapped(words, _word_counts(data.valid, vocab_size)):
         yield (
             "the training corpus' source side looks like the validation corpus' target side, "
             "and the other way round: are the sides swapped?"
@@ -149,7 +146,8 @@ def _word_counts(stores: list[TokenStore], vocab_size: int) -> np.ndarray:
 
 
 def _swapped(train: np.ndarray, valid: np.ndarray) -> bool:
-    """Whether each side's words, [2, V] counts, are more like those of validation's other side."""
-    one, other = (np.sqrt(x) / np.linalg.norm(np.sqrt(x), axis=1)[:, None] for x in (train, valid))
-    likeness = one @ other.T
-    return bool((likeness.diagonal() < likeness[:, ::-1].diagonal()).all())
+    """Whether each side's word counts, [2, V], resemble those of validation's other side more."""
+    roots = [np.sqrt(counts) for counts in (train, valid)]
+    train, valid = (x / np.linalg.norm(x, axis=1)[:, None] for x in roots)
+    similarity = train @ valid.T
+    return bool((similarity.diagonal() < similarity[:, ::-1].diagonal()).all())

@@ -34,13 +34,13 @@ _SAMPLES = 5  # translations shown beside their references at the end
 
 
 class TrainingResult(NamedTuple):
-    """What a training has come to.
+    """The outcome of `train`.
 
     Attributes:
       workdir: of the run.
-      step: the last.
-      signal: that stopped it, or None at the end.
-      scores: of the test corpus, or None where none was scored.
+      step: the last one made.
+      signal: the signal that stopped the run, or None.
+      scores: of the test corpus, or None without one.
     """
 
     workdir: pathlib.Path
@@ -61,18 +61,18 @@ class TrainingResult(NamedTuple):
 def train(
     config: Config, workdir: str | os.PathLike, profile_steps: tuple[int, int] | None = None
 ) -> TrainingResult:
-    """Trains until the config's last step, going on where an earlier call stopped.
+    """Trains until the config's last step, resuming where an earlier call stopped.
 
-    Where nobody has configured logging, reports go to stderr meanwhile.
+    Unless logging is configured, reports go to stderr meanwhile.
 
     Args:
       config: of the run.
-      workdir: all that the run leaves: config, vocabulary, checkpoints, metrics.
+      workdir: folder of the run's config, vocabulary, checkpoints and metrics.
       profile_steps: first and last step, from 1, of a `jax.profiler` trace in
         workdir/profile; in between nothing is evaluated or saved.
 
     Raises:
-      ValueError, OSError: what the user can mend, in one sentence.
+      ValueError, OSError: what the user can correct, in one sentence.
     """
     with _reports():
         return _train(config, local_folder(workdir), profile_steps)
@@ -157,7 +157,7 @@ def _update(trainer: Trainer, bar: tqdm) -> None:
 
 @contextlib.contextmanager
 def _reports() -> Iterator[None]:
-    """Shows what we log where nobody has configured logging, as in a notebook."""
+    """Shows the package's log where logging is not configured, as in a notebook."""
     root, package = logging.getLogger(), logging.getLogger("transformer_jax")
     formats = [getattr(handler.formatter, "_fmt", None) for handler in root.handlers]
     # absl, which Orbax logs with, calls basicConfig() itself: then nobody has configured it.
@@ -197,7 +197,7 @@ def _profile(trainer: Trainer, bar: tqdm, last: int) -> None:
 
 @contextlib.contextmanager
 def _progress_bar(trainer: Trainer) -> Iterator[tqdm]:
-    """A bar on stderr, where log lines do not break it; redrawn seldom where nobody looks."""
+    """A bar on stderr that log lines do not break; redrawn seldom unless stderr is a terminal."""
     seconds = 0.5 if sys.stderr.isatty() else 30
     steps = {"initial": trainer.step, "total": trainer.config.training.num_steps}
     with (
@@ -216,7 +216,7 @@ def _show(bar: tqdm, trainer: Trainer, report: dict[str, float] | None) -> None:
 
 
 def score_test(config: Config, workdir: pathlib.Path) -> dict[str, Any]:
-    """Scores the best checkpoint on the test corpus; keeps the scores and shows samples."""
+    """Scores the best checkpoint on the test corpus; writes the scores and prints samples."""
     data = config.data
     languages = data.source_language, data.target_language
     test = parse_corpora(data.test, *languages, language_tags=data.language_tags)

@@ -15,16 +15,16 @@ class Sums(NamedTuple):
     loss: jax.Array  # label-smoothed cross entropy, nats
     cross_entropy: jax.Array  # without smoothing, nats
     correct: jax.Array  # tokens whose logit is the largest
-    probability: jax.Array  # of the right next token
+    probability: jax.Array  # of the reference token
     tokens: jax.Array  # real target tokens
-    places: jax.Array  # places in the batch, both sides, padding included
-    filled: jax.Array  # places that hold a real token
+    places: jax.Array  # positions in the batch, both sides, padding included
+    filled: jax.Array  # positions that hold a real token
 
 
 def smoothed_cross_entropy(
     logits_BTV: jax.Array, labels_BT: jax.Array, weights_BT: jax.Array, smoothing: float
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """Sums over weighted places of the cross entropy against a smoothed target distribution.
+    """Weighted sums over positions of the cross entropy against a smoothed target distribution.
 
     The target distribution is (1 - smoothing) on the label plus smoothing / V everywhere
     (Szegedy et al. 2016, section 7; section 5.4 of the paper uses 0.1). It is never
@@ -34,12 +34,12 @@ def smoothed_cross_entropy(
     Args:
       logits_BTV: [B, T, V] float32.
       labels_BT: [B, T] int32.
-      weights_BT: [B, T] float32, 1 for real places and 0 for padding.
+      weights_BT: [B, T] float32, 1 for real tokens and 0 for padding.
       smoothing: in [0, 1).
 
     Returns:
       loss (differentiable), and without gradient: cross entropy without smoothing, number
-      of tokens predicted right, sum of the probabilities of the right token.
+      of tokens predicted correctly, sum of the probabilities of the reference tokens.
     """
     return _smoothed_cross_entropy(logits_BTV, labels_BT, weights_BT, smoothing)
 
@@ -75,9 +75,9 @@ def _backward(residuals, gradients):
     # autodiff it becomes a scatter and several passes over the largest array of the step.
     logits_BTV, normalizer_BT, labels_BT, weights_BT, smoothing = residuals
     vocab_size = logits_BTV.shape[-1]
-    words_11V = jnp.arange(vocab_size, dtype=labels_BT.dtype)[None, None]
+    ids_11V = jnp.arange(vocab_size, dtype=labels_BT.dtype)[None, None]
     gradient_BTV = jnp.exp(logits_BTV - normalizer_BT[..., None]) - jnp.where(
-        words_11V == labels_BT[..., None],
+        ids_11V == labels_BT[..., None],
         1 - smoothing + smoothing / vocab_size,
         smoothing / vocab_size,
     )

@@ -1,4 +1,4 @@
-"""What a run reports: means over the steps since the last report, kept as JSON lines."""
+"""Metrics: running sums turned into means at each report, metrics.jsonl, TensorBoard."""
 
 import json
 import math
@@ -27,18 +27,18 @@ class Meter:
         self._since: float | None = None
 
     def start_clock(self) -> None:
-        """Training goes on; nothing happens where it did not pause."""
+        """Resumes the clock (no-op if running)."""
         if self._since is None:
             self._since = time.monotonic()
 
     def stop_clock(self) -> None:
-        """Training pauses, for an evaluation, say."""
+        """Pauses the clock (no-op if paused), as for an evaluation."""
         if self._since is not None:
             self._seconds += time.monotonic() - self._since
         self._since = None
 
     def add_wait(self, seconds: float) -> None:
-        """Adds the time that a step waited for its batch."""
+        """Adds the seconds that a step waited for its batch."""
         self._waited += seconds
 
     def add(self, metrics: dict[str, Any]) -> None:
@@ -49,7 +49,7 @@ class Meter:
         self._steps += 1
 
     def report(self) -> dict[str, float]:
-        """Means since the last report, and the speed; begins anew."""
+        """Means and speeds since the last report; resets the sums."""
         self.stop_clock()
         self.start_clock()
         report = means(self.sums) | {
@@ -63,7 +63,7 @@ class Meter:
 
 
 def means(sums: dict[str, float]) -> dict[str, float]:
-    """Loss (nats a token, smoothed), perplexity, accuracy, probability, share of real tokens."""
+    """Loss (nats a token, smoothed), perplexity, accuracy, probability, packing efficiency."""
     tokens = max(sums["tokens"], 1.0)
     cross_entropy = sums["cross_entropy"] / tokens
     return {
@@ -76,7 +76,7 @@ def means(sums: dict[str, float]) -> dict[str, float]:
 
 
 def report_line(step: int, report: dict[str, Any], smoothed: bool) -> str:
-    """The main figures of a report in at most 100 columns; `smoothed` tells of the loss alone."""
+    """A report in at most 100 columns; `smoothed` says whether its loss is."""
     return (
         f"step {step}: {'smoothed ' if smoothed else ''}loss {report['loss']:.3f}, perplexity "
         f"{report['perplexity']:.3g}, accuracy {report['accuracy']:.1%}, lr "
@@ -86,7 +86,7 @@ def report_line(step: int, report: dict[str, Any], smoothed: bool) -> str:
 
 
 def finite(tree: Any) -> Any:
-    """With None for numbers that are not finite, which JSON does not have."""
+    """The tree with None for NaN and infinities, which JSON lacks."""
     if isinstance(tree, dict):
         return {name: finite(value) for name, value in tree.items()}
     if isinstance(tree, list):
@@ -98,7 +98,7 @@ class MetricLog:
     """metrics.jsonl of a workdir, and TensorBoard beside it where tensorboardX is installed."""
 
     def __init__(self, workdir: pathlib.Path, step: int):
-        """Opens the log of a run that goes on after `step`; what was logged later is dropped."""
+        """Opens the log of a run that continues after `step`; drops what was logged later."""
         path = workdir / FILE
         kept = []
         if path.exists():
@@ -114,7 +114,7 @@ class MetricLog:
         self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
 
     def write(self, step: int, values: dict[str, Any]) -> None:
-        """One object a line: the step and the values."""
+        """Appends a line of JSON, and TensorBoard's scalars."""
         self._file.write(json.dumps({"step": step} | finite(values)) + "\n")
         if self._board:
             for name, value in values.items():
@@ -125,14 +125,14 @@ class MetricLog:
                         self._board.add_scalar(name, part, step)
 
     def close(self) -> None:
-        """Writes out what is still held."""
+        """Flushes and closes the files."""
         self._file.close()
         if self._board:
             self._board.close()
 
 
 def _step(line: str) -> float:
-    """The step of a line; infinity for one that was cut off while it was written."""
+    """The step of a line; infinity for a line cut off by a crash."""
     try:
         return json.loads(line)["step"]
     except (json.JSONDecodeError, KeyError, TypeError):

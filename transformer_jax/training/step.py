@@ -18,7 +18,7 @@ from transformer_jax.training.loss import Sums, smoothed_cross_entropy
 
 
 class TrainState(NamedTuple):
-    """What an update changes: the number of updates, parameters, optimiser state."""
+    """Number of updates made, parameters, optimiser state."""
 
     step: jax.Array
     params: Any
@@ -31,9 +31,9 @@ def batch_sums(model, batch: Batch, smoothing: float, key=None) -> tuple[jax.Arr
     keys = (None, None) if key is None else jax.random.split(key)
     logits_BTV = model.decode(model.encode(batch.source, keys[0]), batch.target, keys[1])
     sums = smoothed_cross_entropy(logits_BTV, batch.labels, weights_BT, smoothing)
-    places = batch.source.ids.size + batch.labels.size
+    positions = batch.source.ids.size + batch.labels.size
     real = (batch.source.segments != 0).sum() + weights_BT.sum()
-    sums = Sums(*sums, weights_BT.sum(), jnp.float32(places), real.astype(jnp.float32))
+    sums = Sums(*sums, weights_BT.sum(), jnp.float32(positions), real.astype(jnp.float32))
     return sums.loss, sums
 
 
@@ -55,8 +55,7 @@ def make_train_step(
       optimizer, schedule: from `training.optimizer`.
       seed: of dropout; its key is folded with step, device and micro-batch.
       smoothing: label smoothing.
-      accumulate_steps: pieces that the rows are computed in, one after the other; must
-        divide the rows.
+      accumulate_steps: micro-batches, computed one after the other; must divide the rows.
       reduce, device_index: sum over devices and number of this one; the identity and 0
         where one program sees all rows.
     """
@@ -71,17 +70,17 @@ def make_train_step(
     def accumulated(params, batch, key):
         if accumulate_steps == 1:
             return sums_and_gradients(params, batch, key)
-        pieces = jax.tree.map(lambda x: x.reshape(accumulate_steps, -1, *x.shape[1:]), batch)
+        micro_batches = jax.tree.map(lambda x: x.reshape(accumulate_steps, -1, *x.shape[1:]), batch)
         keys = jax.random.split(key, accumulate_steps)
 
-        def add(total, piece):
-            return jax.tree.map(jnp.add, total, sums_and_gradients(params, *piece)), None
+        def add(total, micro_batch):
+            return jax.tree.map(jnp.add, total, sums_and_gradients(params, *micro_batch)), None
 
         shapes = jax.eval_shape(
-            sums_and_gradients, params, *jax.tree.map(lambda x: x[0], (pieces, keys))
+            sums_and_gradients, params, *jax.tree.map(lambda x: x[0], (micro_batches, keys))
         )
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-        return jax.lax.scan(add, zeros, (pieces, keys))[0]
+        return jax.lax.scan(add, zeros, (micro_batches, keys))[0]
 
     def train_step(state: TrainState, batch: Batch):
         key = jax.random.fold_in(jax.random.key(seed, impl="rbg"), state.step)
