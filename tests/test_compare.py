@@ -3,6 +3,7 @@
 import json
 import re
 
+import gradient_by_distance
 import pytest
 from commands import run, start
 
@@ -132,6 +133,13 @@ def test_the_same_command_goes_on_and_measures_nothing_twice(compared_again):
         (workdir / name / "vocabulary.model").read_bytes() for name in ("lstm_dot", "lstm_dot-60")
     }
     assert len(vocabularies) == 1
+
+
+def test_gradients_of_a_trained_run_are_named_by_its_folder(compared, monkeypatch):
+    monkeypatch.setattr(gradient_by_distance, "KINDS", {})
+    probes = gradient_by_distance.measure([str(compared[0] / "lstm_dot")], length=4, model_dim=8)
+    assert list(probes["gradient_by_distance"]) == ["lstm_dot"]
+    assert len(probes["gradient_by_distance"]["lstm_dot"]) == 4
 
 
 @pytest.mark.slow
