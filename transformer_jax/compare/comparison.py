@@ -144,7 +144,7 @@ def _trained(run: Run, budget: Budget, corpus: Corpus, test: list[Pair]) -> dict
     }
     samples = _spread(quality.text_lengths([pair.source for pair in test], corpus.source_language))
     try:
-        made = _kept(
+        made = _cached(
             run.workdir / _RESULT_FILE,
             [config, samples, test],
             lambda: in_child(runs.train_and_evaluate, run, budget, samples),
@@ -159,27 +159,27 @@ def _trained(run: Run, budget: Budget, corpus: Corpus, test: list[Pair]) -> dict
 def _spread(lengths: Sequence[int]) -> list[int]:
     """Numbers of sentences from short to long, as a fixed choice."""
     order = np.argsort(lengths, kind="stable")
-    places = np.linspace(0.1, 0.98, min(_SAMPLES, len(order))) * (len(order) - 1)
-    return [int(order[round(place)]) for place in places]
+    positions = np.linspace(0.1, 0.98, min(_SAMPLES, len(order))) * (len(order) - 1)
+    return [int(order[round(x)]) for x in positions]
 
 
 def _speed(run: Run) -> dict[str, Any]:
     logger.info("measuring the speed of %s", run.workdir.name)
     try:
         key = dataclasses.asdict(run.config)
-        return _kept(run.workdir / _SPEED_FILE, key, lambda: in_child(runs.speed, run))
+        return _cached(run.workdir / _SPEED_FILE, key, lambda: in_child(runs.speed, run))
     except ChildError as error:
         logger.error("the speed of %s was not measured: %s", run.workdir.name, error)
         return {"train_tokens_per_s": None, "decode_tokens_per_s": None}
 
 
-def _kept(path: pathlib.Path, key: Any, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+def _cached(path: pathlib.Path, key: Any, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """What a file holds, if that was made of the same key; else it gets what `make` returns."""
     digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()
     with contextlib.suppress(FileNotFoundError, ValueError, TypeError, KeyError):
-        kept = json.loads(path.read_text(encoding="utf-8"))
-        if kept["of"] == digest:
-            return dict(kept["made"])
+        cached = json.loads(path.read_text(encoding="utf-8"))
+        if cached["of"] == digest:
+            return dict(cached["made"])
     made = make()
     with atomic_write(path) as file:
         json.dump({"of": digest, "made": made}, file, ensure_ascii=False)
