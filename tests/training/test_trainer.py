@@ -395,7 +395,7 @@ def test_the_better_evaluation_ranks_higher(metric):
 def test_validation_translates_every_corpus_and_shows_that_it_lives(tmp_path, monkeypatch, caplog):
     for module in ("data.datasets", "training.compile", "training.validation", "evaluation"):
         path = f"transformer_jax.{module}.heartbeat"
-        monkeypatch.setattr(path, functools.partial(heartbeat, seconds=0.01))
+        monkeypatch.setattr(path, functools.partial(heartbeat, seconds=0.001))
     valid = "numbers:valid@en-de,numbers:valid@en-ko"
     config = tiny_config(data={"train": valid, "valid": valid, "vocab_size": 150})
     caplog.set_level(logging.INFO, "transformer_jax")
