@@ -167,6 +167,14 @@ def test_a_mistake_is_told_in_one_line(failing, home, name):
     assert {path: path.read_bytes() for path in home.iterdir() if path.is_file()} == before
 
 
+def test_what_is_for_a_closed_stderr_is_not_among_the_answers(monkeypatch, capfd, own_process):
+    monkeypatch.setattr(sys, "stderr", None)
+    with pytest.raises(SystemExit, match="2"):
+        cli.run(lambda: cli.end("a sentence", 2))
+    sys.stderr.close()
+    assert capfd.readouterr() == ("", "")
+
+
 def test_a_mistake_of_several_lines_is_told_in_one(capsys, own_process):
     def main():
         raise ValueError("one\ntwo")

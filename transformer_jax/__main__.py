@@ -28,8 +28,7 @@ def main(command: str | None = None) -> NoReturn:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     cli.cache_compilations()
     allocator.share_arena()
-    flags = parser_of(command, prog).parse(words)
-    cli.run(lambda: _module(command).run(flags))
+    cli.run(lambda: _module(command).run(parser_of(command, prog).parse(words)))
 
 
 def parser_of(command: str, prog: str = "") -> cli.Parser:

@@ -194,6 +194,8 @@ def run(command: Callable[[], int | None]) -> NoReturn:
     ValueError and OSError are the user's to mend; any other exception is a defect of ours and
     keeps its traceback.
     """
+    if sys.stderr is None:  # closed: what is for it must not come out among the answers
+        sys.stderr = os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
     escape_unprintable()
     log_to_stderr()
     # As an exception, so that what is half written is removed.

@@ -79,6 +79,8 @@ def _steps(text: str) -> tuple[int, int]:
 def _command(name: str) -> list[str]:
     """Another command, as it is typed where this one was."""
     script = pathlib.Path(sys.argv[0])
+    if (target := script.resolve()).suffix == ".py":  # a link to train.py
+        script = target
     if script.name == "__main__.py":
         return [_near(sys.executable), "-m", "transformer_jax", name]
     if script.suffix == ".py":
