@@ -317,6 +317,17 @@ def test_prefixes_go_with_their_lines_over_groups(warnings):
     assert warnings() == ["there are more prefixes than lines: 1 were used"]
 
 
+def test_lines_before_a_damaged_prefix_are_answered():
+    def prefixes():
+        yield from "xy"
+        raise ValueError("damaged after line 2")
+
+    groups = with_prefixes(lines_of(["a", "b", "c"]), prefixes(), "in.txt")
+    assert [line.prefix for line in next(groups)] == ["x", "y"]
+    with pytest.raises(ValueError, match="damaged after line 2"):
+        next(groups)
+
+
 def test_a_bad_prefix_harms_its_own_line_alone(warnings):
     assert translated(["a", "b", "c"], prefixes=iter("x9z")) == b"xA\n\nzC\n"
     assert warnings() == ["in.txt, line 2: no prefix '9'; left out"]

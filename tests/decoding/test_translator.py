@@ -135,6 +135,14 @@ def test_as_many_targets_as_sources_are_aligned(translator):
         translator.align(["a"], ["b", "c"])
 
 
+@pytest.mark.parametrize(
+    "options", [{"sample": "false"}, {"sample": 1}, {"beam_size": True}, {"length_penalty": True}]
+)
+def test_options_are_of_their_types(options):
+    with pytest.raises(TypeError, match="expected (True or False|a (whole )?number)"):
+        SearchOptions(**options).resolved(DecodingConfig())
+
+
 def test_options_are_one_object_of_known_fields(translator):
     with pytest.raises(TypeError, match="unexpected keyword argument 'beam'"):
         SearchOptions(beam=4)

@@ -6,6 +6,8 @@ import numbers
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
+
 from transformer_jax.config import DecodingConfig
 
 EXTRA_LENGTH = 50  # a translation may be this much longer than its source (section 6.1)
@@ -134,12 +136,17 @@ _FIELDS = dataclasses.fields(SearchOptions)
 
 
 def _checked(field: dataclasses.Field, value: Any) -> Any:
-    """The value as a plain number of the field's type, in its range."""
-    if field.metadata["range"] is None or (value is None and field.default is None):
+    """The value as a plain bool or number of the field's type, in its range."""
+    if value is None and field.default is None:
         return value
+    truth = isinstance(value, bool | np.bool_)
+    if field.metadata["range"] is None:
+        if not truth:
+            raise TypeError(f"{field.name} is {value!r}; expected True or False")
+        return bool(value)
     low, high = field.metadata["range"]
     kind = numbers.Real if isinstance(low, float) else numbers.Integral
-    if not isinstance(value, kind):
+    if truth or not isinstance(value, kind):
         expected = "number" if isinstance(low, float) else "whole number"
         raise TypeError(f"{field.name} is {value!r}; expected a {expected}")
     if not low <= value <= high:

@@ -131,14 +131,20 @@ def with_prefixes(
     """Gives each line the next prefix, or all the same.
 
     Raises:
-      ValueError: there is none for a line, after those before it.
+      ValueError: there is none for a line, or it cannot be read, after those before it.
     """
-    each, done = not isinstance(prefixes, str), 0
+    each, done, damage = not isinstance(prefixes, str), 0, None
     for group in groups:
         given = islice(prefixes, len(group)) if each else repeat(prefixes)
-        lines = [line._replace(prefix=prefix) for line, prefix in zip(group, given)]
+        lines: list[Line] = []
+        try:
+            lines.extend(line._replace(prefix=prefix) for line, prefix in zip(group, given))
+        except ValueError as error:
+            damage = error
         if lines:
             yield lines
+        if damage:
+            raise damage
         if len(lines) < len(group):
             raise ValueError(f"there is no prefix for {name}, line {group[len(lines)].number}")
         done += len(lines)
