@@ -194,7 +194,7 @@ def test_a_mistake_of_several_lines_is_told_in_one(capsys, own_process):
         (["decode", "--help"], ["--beam_size INT", "--input FILE", "GNMT's alpha", "--score"]),
     ],
 )
-def test_help_names_our_flags_and_is_no_error(monkeypatch, capsys, words, told):
+def test_help_names_our_flags_and_is_no_error(monkeypatch, capsys, own_process, words, told):
     monkeypatch.setattr(sys, "argv", ["transformer-jax", *words])
     with pytest.raises(SystemExit) as ended:
         main()
