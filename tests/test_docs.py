@@ -72,7 +72,7 @@ def test_fields_exist(page):
 def test_ready_configs_exist(page):
     for name in re.findall(r"--configs?=([a-z][\w:,]*)", page.read_text()):
         for each in name.split(","):
-            load_config(each)
+            assert load_config(each).validate(), f"{page.name}: {each}"
 
 
 def test_python_is_valid_and_its_imports_exist(page):
