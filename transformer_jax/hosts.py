@@ -1,0 +1,107 @@
+"""The processes of a run over several hosts: their start, and what they agree on.
+
+A run of one process is the case in which nothing has to be agreed.
+"""
+
+import contextlib
+import importlib.util
+import json
+import logging
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+logger = logging.getLogger(__name__)
+
+# Variables of launchers that JAX knows, which say how many processes they have started.
+_PROCESS_COUNTS = "SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE"
+
+
+def initialize(coordinator: str = "", num_processes: int = 0, process_id: int = -1) -> None:
+    """Joins the other processes, where arguments or the launcher's environment tell of some.
+
+    Slurm's srun, Open MPI's mpirun, TPU pods and GKE's TPU slices tell by themselves; to
+    others, such as a JobSet of GPU hosts, all three arguments must be given.
+
+    Raises:
+      ValueError: only some of the arguments are given, or the others cannot be reached.
+    """
+    given = bool(coordinator), num_processes > 0, process_id >= 0
+    if any(given) and not all(given) or process_id >= num_processes > 0:
+        raise ValueError(
+            f"--coordinator={coordinator} --num_processes={num_processes} "
+            f"--process_id={process_id}: expected HOST:PORT of process 0, the number of processes "
+            "and this one's, from 0"
+        )
+    if not (all(given) or _launched()):
+        return
+    # Several processes on CPUs need it; and its SIGTERM handler would take the place of ours.
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    jax.config.update("jax_enable_preemption_service", False)
+    arguments = (coordinator, num_processes, process_id) if all(given) else ()
+    try:
+        jax.distributed.initialize(*arguments)
+    except (RuntimeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"the processes of the job cannot be joined: {reason}") from error
+    if not is_first():
+        logging.getLogger("transformer_jax").setLevel(logging.WARNING)
+    logger.info("%d processes, %d devices", jax.process_count(), jax.device_count())
+
+
+def _launched() -> bool:
+    """Whether the environment is that of a launcher that JAX can ask for the other processes."""
+    if any(int(os.environ.get(name) or 1) > 1 for name in _PROCESS_COUNTS):
+        return True
+    several = "," in os.environ.get("TPU_WORKER_HOSTNAMES", "")
+    return several and importlib.util.find_spec("libtpu") is not None
+
+
+def is_first() -> bool:
+    """Whether this process is the one that logs, and writes what is written once."""
+    return jax.process_index() == 0
+
+
+def barrier(name: str) -> None:
+    """Returns when all processes are here."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
+
+
+def gather(value: Any) -> list[Any]:
+    """The value of each process, in their order; it must be JSON."""
+    if jax.process_count() == 1:
+        return [value]
+    text = np.frombuffer(json.dumps(value).encode(), np.uint8)
+    sizes = multihost_utils.process_allgather(np.int32(text.size))
+    padded = np.pad(text, (0, sizes.max() - text.size))
+    rows = multihost_utils.process_allgather(padded)
+    return [json.loads(row[:size].tobytes()) for row, size in zip(rows, sizes)]
+
+
+def check_equal(what: str, value: Any) -> None:
+    """ValueError where the processes do not all have the same value, which must be JSON."""
+    values = gather(value)
+    if any(other != values[0] for other in values):
+        raise ValueError(f"the processes differ in {what}: {values}")
+
+
+@contextlib.contextmanager
+def together() -> Iterator[None]:
+    """Where the body fails in one process, as on a missing file, fails in all of them.
+
+    The body must not wait for another process.
+    """
+    try:
+        yield
+        mine = ""
+    except (ValueError, OSError) as error:
+        if jax.process_count() == 1:
+            raise
+        mine, cause = f"process {jax.process_index()}: {error}", error
+    if first := next(filter(None, gather(mine)), ""):
+        raise ValueError(first) from (cause if mine else None)
