@@ -20,6 +20,8 @@ import jax
 import pytest
 from commands import CONFIG, run_training
 
+from transformer_jax import interruption
+
 # A shell's job in the background ignores Ctrl-C, and so would all that the tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 # The same examples in every run: what fails, fails for a change and not by chance.
@@ -85,15 +87,16 @@ def trained(home):
 @pytest.fixture
 def own_process():
     """Puts back what a command does to its process: signal handlers and logging."""
-    handlers = {name: signal.getsignal(name) for name in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {number: signal.getsignal(number) for number in interruption.NUMBERS}
     root, package = logging.getLogger(), logging.getLogger("transformer_jax")
     before = root.handlers[:], root.level, package.level
     yield
     root.handlers[:] = before[0]
     root.setLevel(before[1])
     package.setLevel(before[2])
-    for name, handler in handlers.items():
-        signal.signal(name, handler)
+    signal.set_wakeup_fd(-1)
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture

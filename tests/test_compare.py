@@ -1,6 +1,7 @@
 """Comparisons from configs to report: a run that fails, going on, bad input, as a process."""
 
 import json
+import os
 import re
 
 import gradient_by_distance
@@ -239,7 +240,7 @@ def test_sigterm_saves_and_the_same_command_goes_on_to_the_end(home, config, tmp
                 process.terminate()
                 break
         _, err = process.communicate(timeout=120)
-    assert process.returncode == 143 and "Traceback" not in err
+    assert process.returncode == os.EX_TEMPFAIL and "Traceback" not in err
     assert not (tmp_path / "report.html").exists()
     # The child has saved, and no longer holds the run.
     stopped = int(re.search(r"stopped by SIGTERM at step (\d+)", err)[1])

@@ -16,7 +16,9 @@ PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "benchmarks/RESULTS.m
 PAGES += sorted((ROOT / "docs").glob("*.md"))
 SECTIONS = "model|data|optimizer|training|decoding"
 # Flags of every command (--help), ruff, pytest, TensorBoard and SentencePiece's spm_train.
-FOREIGN = set("flagfile help version check dist logdir pad_id bos_id eos_id unk_id".split())
+FOREIGN = set(
+    "flagfile help version check dist logdir pad_id bos_id eos_id unk_id signal requeue".split()
+)
 FIELDS = {row.name for row in reference()}
 
 

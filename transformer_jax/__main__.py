@@ -1,13 +1,14 @@
 """The command transformer-jax, which is python -m transformer_jax as well."""
 
 import importlib
+import os
 import signal
 import sys
 import types
 from typing import NoReturn
 
 import transformer_jax
-from transformer_jax import allocator, cli
+from transformer_jax import allocator, cli, interruption
 from transformer_jax.config import ready_configs
 
 COMMANDS = {
@@ -26,6 +27,8 @@ def main(command: str | None = None) -> NoReturn:
     if command == "decode":
         # Ends at once and without a word, also while libraries start: what is done is written.
         signal.signal(signal.SIGINT, signal.SIG_DFL)
+    else:
+        interruption.end_on_signals(os.EX_TEMPFAIL)
     cli.cache_compilations()
     allocator.share_arena()
     cli.run(lambda: _module(command).run(parser_of(command, prog).parse(words)))

@@ -8,7 +8,6 @@ import itertools
 import logging
 import os
 import re
-import signal
 import sys
 import textwrap
 import types
@@ -28,6 +27,7 @@ from transformer_jax.config import (
     unknown_field,
     with_field,
 )
+from transformer_jax.interruption import Interrupted
 from transformer_jax.storage import cache_folder, local_path
 
 USAGE_ERROR, FAILURE = 2, 1
@@ -198,8 +198,6 @@ def run(command: Callable[[], int | None]) -> NoReturn:
         sys.stderr = os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
     escape_unprintable()
     log_to_stderr()
-    # As an exception, so that what is half written is removed.
-    signal.signal(signal.SIGTERM, lambda *_: end("terminated", 128 + signal.SIGTERM))
     try:
         status = command()
         _flush()
@@ -208,8 +206,8 @@ def run(command: Callable[[], int | None]) -> NoReturn:
         # The reader of our output has left: nothing to say, and nowhere to say it.
         _flush()
         sys.exit(FAILURE)
-    except KeyboardInterrupt:
-        sys.exit(130)  # the shell says that it was interrupted
+    except Interrupted:
+        sys.exit(os.EX_TEMPFAIL)  # what could be saved is; the same command goes on
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         end(f"{where}{error.strerror or error}", FAILURE)

@@ -17,6 +17,7 @@ from typing import IO, Any, NamedTuple
 
 import numpy as np
 
+from transformer_jax import interruption
 from transformer_jax.heartbeat import heartbeat
 
 logger = logging.getLogger(__name__)
@@ -64,15 +65,27 @@ def atomic_write(path: str | os.PathLike, mode: str = "w", **options) -> Iterato
     path = os.path.realpath(path)
     temporary = f"{path}.{uuid.uuid4().hex[:8]}.tmp"
     encoding = {} if "b" in mode else {"encoding": "utf-8"}
-    try:
+    with removed(temporary):
         with open(temporary, mode, **encoding | options) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())  # before the name: a crash must not leave an empty file
         os.replace(temporary, path)
-    finally:
+
+
+@contextlib.contextmanager
+def removed(path: str | os.PathLike) -> Iterator[None]:
+    """Removes a file or folder, if it is there, at the body's end; also where a signal ends it."""
+
+    def remove() -> None:
         with contextlib.suppress(OSError):
-            os.remove(temporary)
+            shutil.rmtree(path) if os.path.isdir(path) else os.remove(path)
+
+    with interruption.undone(remove):
+        try:
+            yield
+        finally:
+            remove()
 
 
 @contextlib.contextmanager
@@ -178,7 +191,7 @@ def cached(
 
 def _build(folder: pathlib.Path, build: Callable[[Writer], dict[str, Any]]) -> None:
     temporary = folder.with_name(f"{folder.name}.aside-{uuid.uuid4().hex}")
-    try:
+    with removed(temporary):
         with _writing(folder.parent):
             temporary.mkdir()
         writer = Writer(temporary)
@@ -190,8 +203,6 @@ def _build(folder: pathlib.Path, build: Callable[[Writer], dict[str, Any]]) -> N
             except OSError:
                 if not folder.is_dir():  # made by another process, without locks
                     raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 @contextlib.contextmanager

@@ -22,10 +22,10 @@ from transformer_jax.data.corpora import parse_corpora
 from transformer_jax.data.vocabulary import Vocabulary
 from transformer_jax.decoding.translator import Hypothesis, Translation, Translator
 from transformer_jax.heartbeat import heartbeat
+from transformer_jax.interruption import noted
 from transformer_jax.training import loop, validation
 from transformer_jax.training import trainer as trainer_module
 from transformer_jax.training.run import Progress, log_schedule_change
-from transformer_jax.training.shutdown import GracefulShutdown
 from transformer_jax.training.trainer import NotFiniteError, Trainer
 from transformer_jax.training.validation import LossEvaluator, Validation, rank
 
@@ -207,15 +207,15 @@ def test_an_evaluation_cut_short_is_made_up_for_on_resuming(tmp_path, monkeypatc
         training={"eval_every": 2, "best_metric": "loss"},
     )
 
-    with GracefulShutdown() as shutdown, monkeypatch.context() as patch:
+    with noted() as stop, monkeypatch.context() as patch:
 
         def stopped(*_):
-            shutdown.signal = signal.SIGTERM
-            shutdown.check()
+            stop.signal = signal.SIGTERM
+            stop.check()
 
         patch.setattr(LossEvaluator, "__call__", stopped)
         trainer = Trainer(config, tmp_path)
-        loop.run_to_end(trainer, shutdown, tqdm(disable=True))
+        loop.run_to_end(trainer, stop, tqdm(disable=True))
         trainer.checkpoints.wait()
         assert trainer.checkpoints.steps() == [2] and trainer.checkpoints.best_step() is None
         trainer.close()
@@ -329,16 +329,16 @@ def test_the_last_update_is_reported_whether_or_not_a_signal_came_before(tmp_pat
     config = tiny_config(5)
     assert loop.train(config, tmp_path / "whole").status == 0
     assert [line["step"] for line in reports(tmp_path / "whole")] == [2, 4, 5]
-    with GracefulShutdown() as shutdown, monkeypatch.context() as patch:
+    with noted() as stop, monkeypatch.context() as patch:
         trainer, advance = Trainer(config, tmp_path / "parts"), Trainer.advance
 
         def stopped(trainer):
             report = advance(trainer)
-            shutdown.signal = signal.SIGTERM if trainer.step == 3 else None
+            stop.signal = signal.SIGTERM if trainer.step == 3 else None
             return report
 
         patch.setattr(Trainer, "advance", stopped)
-        loop.run_to_end(trainer, shutdown, tqdm(disable=True))
+        loop.run_to_end(trainer, stop, tqdm(disable=True))
         trainer.close()
     assert [line["step"] for line in reports(tmp_path / "parts")] == [2]
     assert loop.train(config, tmp_path / "parts").status == 0

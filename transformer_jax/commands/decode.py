@@ -12,14 +12,13 @@ import contextlib
 import dataclasses
 import json
 import os
-import signal
 import sys
 from collections.abc import Iterable, Iterator
 from typing import Any, BinaryIO
 
 from absl.flags import FlagValues
 
-from transformer_jax import allocator, cli
+from transformer_jax import allocator, cli, interruption
 from transformer_jax.decoding.options import SearchOptions
 
 USAGE = "--workdir=FOLDER [--input=FILE] [--output=FILE] [--beam_size=N ...]"
@@ -197,19 +196,15 @@ def _lines(flags: FlagValues, translator, file: BinaryIO | None):
 
 @contextlib.contextmanager
 def _page(attention, flags: FlagValues) -> Iterator[None]:
-    """Writes the page of attention, if there is one, at the end or when Ctrl-C is pressed."""
+    """Writes the page of attention, if there is one, at the end or when a signal comes."""
     if attention is None:
         yield
         return
     names = [os.path.basename(os.path.realpath(folder)) for folder in flags.workdir]
     page = flags.attention_html, f"Attention of {', '.join(names)}"
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
+    interruption.end_on_signals()
+    with interruption.undone(lambda: attention.write(*page)):
         yield
-    except KeyboardInterrupt:
-        with contextlib.suppress(ValueError):  # there was no line yet
-            attention.write(*page)
-        raise
     attention.write(*page)
 
 

@@ -4,14 +4,13 @@ import multiprocessing
 import multiprocessing.connection
 import os
 import signal
-import sys
 import threading
 import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any
 
-from transformer_jax import allocator
+from transformer_jax import allocator, interruption
 from transformer_jax.cli import escape_unprintable, log_to_stderr
 
 
@@ -22,24 +21,28 @@ class ChildError(ValueError):
 def in_child(function: Callable, *arguments: Any) -> Any:
     """What a function of a module returns, called by a new process that the caller's end ends.
 
-    ChildError where it raises an exception, whose traceback goes to stderr unless it is the
-    user's to mend, or where its process dies.
+    Raises:
+      ChildError: it raises an exception, whose traceback goes to stderr unless it is the user's
+        to mend, or its process dies.
+      Interrupted: a signal came, which has been passed on.
     """
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_child, args=(sender, function, arguments))
     process.start()
     sender.close()
-    try:
-        error, result = receiver.recv()
-    except EOFError:
+    with interruption.noted() as stop:
+        while not receiver.poll(0.1):
+            if stop.signal:  # the child may save before it ends
+                process.terminate()
+                process.join()
+                stop.check()
+        try:
+            error, result = receiver.recv()
+        except EOFError:
+            error = ""
         process.join()
-        error = f"its process died, with exit code {process.exitcode}"
-    except BaseException:  # Ctrl-C or SIGTERM, which is passed on
-        process.terminate()
-        raise
-    finally:
-        process.join()
+    error = error or process.exitcode and f"its process died, with exit code {process.exitcode}"
     if error:
         raise ChildError(error)
     return result
@@ -49,10 +52,10 @@ def _child(sender: Connection, function: Callable, arguments: tuple) -> None:
     allocator.share_arena()
     escape_unprintable()
     log_to_stderr()
-    # A terminal sends Ctrl-C to the parent too, which passes it on. SIGTERM is an exception, so
-    # that temporary folders are removed; training replaces both handlers, to save.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    for number in interruption.NUMBERS:  # a terminal sends them to the parent too
+        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    interruption.end_on_signals()
     threading.Thread(target=_end_with_parent, daemon=True).start()
     error, result = "", None
     try:

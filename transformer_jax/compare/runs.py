@@ -27,6 +27,7 @@ from transformer_jax.data.datasets import RunData, training_batches
 from transformer_jax.decoding.translator import Translation, Translator
 from transformer_jax.devices import check_devices
 from transformer_jax.evaluation import bleu_tokenizer
+from transformer_jax.storage import removed
 from transformer_jax.training.loop import train
 from transformer_jax.training.metrics import FILE as METRICS_FILE
 from transformer_jax.training.run import load_data
@@ -176,6 +177,7 @@ def training_speed(config: Config) -> dict[str, float]:
     reset_idle_fields(config)
     with (
         tempfile.TemporaryDirectory() as folder,
+        removed(folder),
         contextlib.closing(Trainer(config, folder)) as trainer,
     ):
         for _ in range(5):  # the first steps still map memory

@@ -12,7 +12,7 @@ import numpy as np
 from transformer_jax.config import Config
 from transformer_jax.data.token_store import REASONS, Side, TokenStore
 from transformer_jax.devices import usable_memory
-from transformer_jax.storage import local_folder
+from transformer_jax.storage import local_folder, removed
 from transformer_jax.training.run import check_owner
 from transformer_jax.training.trainer import Trainer
 
@@ -33,6 +33,7 @@ def dry_run(config: Config, workdir: str | os.PathLike) -> int:
     start = time.monotonic()
     with (
         tempfile.TemporaryDirectory() as folder,
+        removed(folder),
         contextlib.closing(Trainer(config, folder)) as trainer,
     ):
         ready = time.monotonic() - start

@@ -21,9 +21,9 @@ from transformer_jax.config import Config
 from transformer_jax.data.corpora import parse_corpora
 from transformer_jax.decoding.translator import Translator
 from transformer_jax.evaluation import score_translator, summary
+from transformer_jax.interruption import Interrupted, Stop, noted
 from transformer_jax.storage import local_folder
 from transformer_jax.training.metrics import report_line
-from transformer_jax.training.shutdown import GracefulShutdown, Interrupted
 from transformer_jax.training.trainer import Trainer
 from transformer_jax.training.validation import Validation
 
@@ -50,8 +50,8 @@ class TrainingResult(NamedTuple):
 
     @property
     def status(self) -> int:
-        """The exit status of a command: 0 at the end, 128 + its number after a signal."""
-        return 128 + self.signal if self.signal else 0
+        """The exit status of a command: 0 at the end, 75 (try again) after a signal."""
+        return os.EX_TEMPFAIL if self.signal else 0
 
     def translator(self, **options: Any) -> Translator:
         """The model, as `Translator.from_workdir` loads it."""
@@ -84,18 +84,18 @@ def _train(
     start = time.monotonic()
     _check_profile(profile_steps, 0, config)
     trainer = Trainer(config, workdir)
-    with GracefulShutdown() as shutdown:
+    with noted() as stop:
         with contextlib.closing(trainer), _progress_bar(trainer) as bar:
             _check_profile(profile_steps, trainer.step, config)
-            run_to_end(trainer, shutdown, bar, profile_steps)
+            run_to_end(trainer, stop, bar, profile_steps)
             step = trainer.step
-        if shutdown.signal:
+        if stop.signal:
             logger.warning(
                 "stopped by %s at step %d; the same command goes on from there",
-                shutdown.signal.name,
+                stop.signal.name,
                 step,
             )
-            return TrainingResult(workdir, step, shutdown.signal)
+            return TrainingResult(workdir, step, stop.signal)
     logger.info("trained to step %d in %.0f s", step, time.monotonic() - start)
     scores = score_test(config, workdir) if config.data.test else None
     return TrainingResult(workdir, step, None, scores)
@@ -103,7 +103,7 @@ def _train(
 
 def run_to_end(
     trainer: Trainer,
-    shutdown: GracefulShutdown,
+    stop: Stop,
     bar: tqdm,
     profile_steps: tuple[int, int] | None = None,
 ) -> None:
@@ -123,13 +123,13 @@ def run_to_end(
             trainer.meter.stop_clock()
             if validate:
                 with contextlib.suppress(Interrupted):
-                    score = validate(shutdown.check)
+                    score = validate(stop.check)
         # 2. Decide whether to stop; out of patience, the metrics so far are the last report.
         waited = progress.evals_without_improvement
         out_of_patience = training.patience and waited >= training.patience
         if out_of_patience:
             _show(bar, trainer, trainer.report())
-        stops = bool(at_end or out_of_patience or shutdown.signal)
+        stops = bool(at_end or out_of_patience or stop.signal)
         # 3. Save: before stopping, a new best, and every so often.
         is_best = score is not None and waited == 0
         unsaved = step != saved or score is not None

@@ -28,6 +28,7 @@ from transformer_jax.data import datasets
 from transformer_jax.data.datasets import RunData
 from transformer_jax.data.vocabulary import Vocabulary
 from transformer_jax.devices import replicate
+from transformer_jax.interruption import undone
 from transformer_jax.model.build import first_params
 from transformer_jax.storage import atomic_write, local_path, lock
 from transformer_jax.training.step import TrainState
@@ -102,6 +103,14 @@ def locked(workdir: pathlib.Path) -> Iterator[None]:
     The folders made here are removed where an error ends the body and nothing else is in them.
     """
     made = [folder for folder in (workdir, *workdir.parents) if not folder.exists()]
+
+    def remove() -> None:
+        if made and {path.name for path in workdir.rglob("*")} <= {".lock", FOLDER}:
+            (workdir / ".lock").unlink()
+            for folder in (workdir / FOLDER, *made):
+                with contextlib.suppress(OSError):
+                    folder.rmdir()
+
     workdir.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
         try:
@@ -110,14 +119,11 @@ def locked(workdir: pathlib.Path) -> Iterator[None]:
             raise ValueError(f"another process is training in {workdir}") from None
         if not held:
             logger.warning("%s cannot be locked: see that no other process trains in it", workdir)
+        stack.enter_context(undone(remove))
         try:
             yield
         except BaseException:
-            if made and {path.name for path in workdir.rglob("*")} <= {".lock", FOLDER}:
-                (workdir / ".lock").unlink()
-                for folder in (workdir / FOLDER, *made):
-                    with contextlib.suppress(OSError):
-                        folder.rmdir()
+            remove()
             raise
 
 
