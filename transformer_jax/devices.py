@@ -40,14 +40,30 @@ def parallel(step: Callable, *, donate_state: bool = False) -> Callable:
     )
 
 
-def replicate(tree: Any) -> Any:
-    """Puts a copy of each array on every local device, as one array.
+def replicate(tree: Any, *, local: bool = False) -> Any:
+    """Puts a copy of each array on every device, or on this process' alone, as one array.
 
     A step compiles a second time for a state that is placed in any other way.
     """
-    sharding = NamedSharding(_mesh(), PartitionSpec())
+    devices = jax.local_devices() if local else jax.devices()
+    sharding = NamedSharding(Mesh(np.array(devices), (AXIS,)), PartitionSpec())
     # Through the host, so that the result owns its buffers: a donated step frees them.
-    return jax.tree.map(lambda x: jax.device_put(np.array(x), sharding), tree)
+    return jax.tree.map(
+        lambda x: jax.make_array_from_process_local_data(sharding, np.array(x), x.shape), tree
+    )
+
+
+def local_copies(tree: Any) -> Any:
+    """Replicated arrays as arrays of this process' devices alone, sharing their memory."""
+    if jax.process_count() == 1:
+        return tree
+    sharding = NamedSharding(Mesh(np.array(jax.local_devices()), (AXIS,)), PartitionSpec())
+
+    def local(x: jax.Array) -> jax.Array:
+        copies = [shard.data for shard in x.addressable_shards]
+        return jax.make_array_from_single_device_arrays(x.shape, sharding, copies)
+
+    return jax.tree.map(local, tree)
 
 
 def place(batch: Any, micro_batches: int = 1) -> Any:
@@ -62,7 +78,8 @@ def place(batch: Any, micro_batches: int = 1) -> Any:
     def put(x: np.ndarray) -> jax.Array:
         missing = -len(x) % (devices * micro_batches)
         full = np.pad(x, [(0, missing)] + [(0, 0)] * (x.ndim - 1))
-        return jax.device_put(full.reshape(devices, -1, *x.shape[1:]), sharding)
+        rows = full.reshape(devices, -1, *x.shape[1:])
+        return jax.make_array_from_process_local_data(sharding, rows)
 
     return jax.tree.map(put, batch)
 
@@ -91,4 +108,4 @@ def usable_memory() -> int:
 
 
 def _mesh() -> Mesh:
-    return Mesh(np.array(jax.local_devices()), (AXIS,))
+    return Mesh(np.array(jax.devices()), (AXIS,))

@@ -13,9 +13,10 @@ from typing import Any
 from sacrebleu.metrics import BLEU, CHRF
 from tqdm import tqdm
 
+from transformer_jax import hosts
 from transformer_jax.data.corpora import Corpus, Pair
 from transformer_jax.decoding.options import SearchOptions
-from transformer_jax.decoding.translator import Translation, Translator
+from transformer_jax.decoding.translator import Translator
 from transformer_jax.heartbeat import heartbeat
 
 logger = logging.getLogger(__name__)
@@ -117,18 +118,21 @@ def score_translator(
     *,
     limits: Iterable[int] = (),
     on_progress: Callable[[int], None] | None = None,
-) -> tuple[dict[str, Any], list[Translation]]:
-    """Translates the corpora's sources: their `score_corpora`, and the translations.
+) -> tuple[dict[str, Any], list[str]]:
+    """Translates the corpora's sources: their `score_corpora`, and the best translations.
 
     The scores have `seconds` too, and `truncated`, the number of sources whose end was cut
     off. Without `on_progress`, a bar on a terminal shows the progress of a long translation.
+    Of several processes, each translates its share, and all have the result.
     """
     for corpus, pairs in corpora:
         if not pairs:
             raise ValueError(f"corpus {corpus.name} is empty: there is no sentence to score")
     start = time.monotonic()
     sources = [pair.source for _, pairs in corpora for pair in pairs]
-    with contextlib.ExitStack() as shown:
+    mine = hosts.share(len(sources))
+    sources, limits = sources[mine], list(limits)[mine]
+    with hosts.together(), contextlib.ExitStack() as shown:
         if on_progress is None and sys.stderr.isatty():
             bar = tqdm(total=len(sources), unit="line", desc="translating", delay=5)
             on_progress = shown.enter_context(bar).update
@@ -137,8 +141,9 @@ def score_translator(
         translations = translator.translate(
             sources, options, limits=limits, on_progress=on_progress or (lambda count: None)
         )
-    truncated = sum(translation.truncated for translation in translations)
-    if truncated:
+    parts = hosts.gather([(x.text, x.truncated) for x in translations])
+    texts, cut = zip(*itertools.chain.from_iterable(parts))
+    if truncated := sum(cut):
         logger.warning("%d sources are longer than max_length: their ends were cut", truncated)
-    scores = score_corpora(corpora, (translation.text for translation in translations))
-    return scores | {"truncated": truncated, "seconds": time.monotonic() - start}, translations
+    scores = score_corpora(corpora, texts)
+    return scores | {"truncated": truncated, "seconds": time.monotonic() - start}, list(texts)

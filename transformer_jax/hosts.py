@@ -4,16 +4,21 @@ A run of one process is the case in which nothing has to be agreed.
 """
 
 import contextlib
+import functools
 import importlib.util
 import json
 import logging
 import os
+import pathlib
+import uuid
 from collections.abc import Iterator
 from typing import Any
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
+
+from transformer_jax.interruption import Interrupted
 
 logger = logging.getLogger(__name__)
 
@@ -83,6 +88,24 @@ def gather(value: Any) -> list[Any]:
     return [json.loads(row[:size].tobytes()) for row, size in zip(rows, sizes)]
 
 
+def largest(number: int) -> Any:
+    """The largest number of any process; known when it is read, as a metric is."""
+    if jax.process_count() == 1:
+        return np.int32(number)
+    return _largest(np.full(jax.local_device_count(), number, np.int32))
+
+
+@functools.partial(jax.pmap, axis_name="device", out_axes=None)
+def _largest(number: jax.Array) -> jax.Array:
+    return jax.lax.pmax(number, "device")
+
+
+def share(count: int) -> slice:
+    """Which of a number of items are this process' to work on, about equally many for each."""
+    bounds = [index * count // jax.process_count() for index in range(jax.process_count() + 1)]
+    return slice(*bounds[jax.process_index() :][:2])
+
+
 def check_equal(what: str, value: Any) -> None:
     """ValueError where the processes do not all have the same value, which must be JSON."""
     values = gather(value)
@@ -90,18 +113,34 @@ def check_equal(what: str, value: Any) -> None:
         raise ValueError(f"the processes differ in {what}: {values}")
 
 
+def check_shared(folder: pathlib.Path) -> None:
+    """ValueError where the processes do not see the same files in a folder."""
+    probe = folder / f".shared-{gather(uuid.uuid4().hex)[0]}"
+    with together(), contextlib.ExitStack() as stack:
+        if is_first():
+            probe.touch()
+            stack.callback(probe.unlink)
+        barrier("shared")
+        found = gather(probe.exists())
+    if not all(found):
+        raise ValueError(f"{folder} is not on a file system that all processes share")
+
+
 @contextlib.contextmanager
 def together() -> Iterator[None]:
-    """Where the body fails in one process, as on a missing file, fails in all of them.
+    """Where the body fails in one process, or is interrupted, fails in all of them.
 
     The body must not wait for another process.
     """
+    mine = cause = None
     try:
         yield
-        mine = ""
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, Interrupted) as error:
         if jax.process_count() == 1:
             raise
-        mine, cause = f"process {jax.process_index()}: {error}", error
-    if first := next(filter(None, gather(mine)), ""):
-        raise ValueError(first) from (cause if mine else None)
+        mine, cause = [type(error) is Interrupted, f"process {jax.process_index()}: {error}"], error
+    failures = [failure for failure in gather(mine) if failure]
+    if any(interrupted for interrupted, _ in failures):
+        raise Interrupted from cause
+    if failures:
+        raise ValueError(failures[0][1]) from cause

@@ -22,7 +22,7 @@ from transformer_jax.data.corpora import parse_corpora
 from transformer_jax.data.vocabulary import Vocabulary
 from transformer_jax.decoding.translator import Hypothesis, Translation, Translator
 from transformer_jax.heartbeat import heartbeat
-from transformer_jax.interruption import noted
+from transformer_jax.interruption import Stop, noted
 from transformer_jax.training import loop, validation
 from transformer_jax.training import trainer as trainer_module
 from transformer_jax.training.run import Progress, log_schedule_change
@@ -332,8 +332,8 @@ def test_the_last_update_is_reported_whether_or_not_a_signal_came_before(tmp_pat
     with noted() as stop, monkeypatch.context() as patch:
         trainer, advance = Trainer(config, tmp_path / "parts"), Trainer.advance
 
-        def stopped(trainer):
-            report = advance(trainer)
+        def stopped(trainer, signal_so_far):
+            report = advance(trainer, signal_so_far)
             stop.signal = signal.SIGTERM if trainer.step == 3 else None
             return report
 
@@ -370,7 +370,7 @@ def test_chrf_and_then_the_loss_decide_where_bleu_is_undefined_or_equal(tmp_path
         validate = Validation(trainer)
         validate.loss = lambda *_, loss=loss: {"loss": loss, "perplexity": 1.0}
         trainer.advance()
-        trainer.save(validate())
+        trainer.save(validate(Stop()))
         worse.append(trainer.progress.evals_without_improvement)
         trainer.close()
     assert worse == [0, 0, 0, 1]
@@ -409,7 +409,7 @@ def test_validation_translates_every_corpus_and_shows_that_it_lives(tmp_path, mo
 
         score = validation.score_translator
         patch.setattr(validation, "score_translator", score_translator)
-        Validation(trainer)()
+        Validation(trainer)(Stop())
     trainer.close()
     (line,) = reports(tmp_path)
     german, korean = line["valid_corpora"]

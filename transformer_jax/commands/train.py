@@ -44,12 +44,24 @@ def add_flags(parser: cli.Parser) -> None:
         parse=_steps,
         metavar="FIRST:LAST",
     )
+    parser.section("processes on several hosts")
+    parser.flag(
+        "coordinator",
+        "",
+        "Address of process 0. Slurm, Open MPI and TPU slices tell by themselves.",
+        metavar="HOST:PORT",
+    )
+    parser.flag("num_processes", 0, "Processes of the run, each with the same command.")
+    parser.flag("process_id", -1, "Of this one, from 0.")
     parser.config_flags()
 
 
 def run(flags: FlagValues) -> int:
     """Trains, or describes what would be trained."""
     config = cli.config_of(flags)
+    from transformer_jax import hosts
+
+    hosts.initialize(flags.coordinator, flags.num_processes, flags.process_id)
     if flags.dry_run:
         if flags.profile_steps:
             raise ValueError("--profile_steps and --dry_run do not go together")
@@ -59,7 +71,7 @@ def run(flags: FlagValues) -> int:
     from transformer_jax.training.loop import train
 
     result = train(config, flags.workdir, flags.profile_steps)
-    if not result.status:
+    if not result.status and hosts.is_first():
         command = shlex.join([*_command("decode"), f"--workdir={flags.workdir}"])
         print(f"To translate: {command} < FILE   (a sentence a line)", flush=True)
     return result.status

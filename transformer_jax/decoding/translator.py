@@ -112,7 +112,7 @@ class Translator:
                     f"{folder} has another vocabulary than {folders[0]}: models of an ensemble "
                     "must share one"
                 )
-        models = Models(graphdefs, tuple(map(replicate, params)))
+        models = Models(graphdefs, tuple(replicate(x, local=True) for x in params))
         return cls(models, vocabularies[0], configs[0])
 
     def translate(

@@ -16,6 +16,7 @@ import jax
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from transformer_jax import hosts
 from transformer_jax.checkpoint import quiet_orbax
 from transformer_jax.config import Config
 from transformer_jax.data.corpora import parse_corpora
@@ -89,16 +90,14 @@ def _train(
             _check_profile(profile_steps, trainer.step, config)
             run_to_end(trainer, stop, bar, profile_steps)
             step = trainer.step
-        if stop.signal:
+        if signal := trainer.agreed(stop.signal):
             logger.warning(
-                "stopped by %s at step %d; the same command goes on from there",
-                stop.signal.name,
-                step,
+                "stopped by %s at step %d; the same command goes on from there", signal.name, step
             )
-            return TrainingResult(workdir, step, stop.signal)
+            return TrainingResult(workdir, step, signal)
     logger.info("trained to step %d in %.0f s", step, time.monotonic() - start)
     scores = score_test(config, workdir) if config.data.test else None
-    return TrainingResult(workdir, step, None, scores)
+    return TrainingResult(workdir, step, scores=scores)
 
 
 def run_to_end(
@@ -108,6 +107,8 @@ def run_to_end(
     profile_steps: tuple[int, int] | None = None,
 ) -> None:
     """Trains until the last step, the end of patience, or a signal; saves before it returns.
+
+    Of several processes, all end at the same step when one of them has a signal.
 
     The order within a step matters: a restart from any checkpoint must continue to the bit.
     """
@@ -123,13 +124,13 @@ def run_to_end(
             trainer.meter.stop_clock()
             if validate:
                 with contextlib.suppress(Interrupted):
-                    score = validate(stop.check)
+                    score = validate(stop)
         # 2. Decide whether to stop; out of patience, the metrics so far are the last report.
         waited = progress.evals_without_improvement
         out_of_patience = training.patience and waited >= training.patience
         if out_of_patience:
             _show(bar, trainer, trainer.report())
-        stops = bool(at_end or out_of_patience or stop.signal)
+        stops = bool(at_end or out_of_patience or trainer.agreed(stop.signal))
         # 3. Save: before stopping, a new best, and every so often.
         is_best = score is not None and waited == 0
         unsaved = step != saved or score is not None
@@ -147,11 +148,11 @@ def run_to_end(
         if profile_steps and step + 1 == profile_steps[0]:
             _profile(trainer, bar, min(profile_steps[1], training.num_steps))
         else:
-            _update(trainer, bar)
+            _update(trainer, bar, stop.signal)
 
 
-def _update(trainer: Trainer, bar: tqdm) -> None:
-    _show(bar, trainer, trainer.advance())
+def _update(trainer: Trainer, bar: tqdm, signal: Signals | None = None) -> None:
+    _show(bar, trainer, trainer.advance(signal))
     bar.update()
 
 
@@ -200,6 +201,7 @@ def _progress_bar(trainer: Trainer) -> Iterator[tqdm]:
     """A bar on stderr that log lines do not break; redrawn seldom unless stderr is a terminal."""
     seconds = 0.5 if sys.stderr.isatty() else 30
     steps = {"initial": trainer.step, "total": trainer.config.training.num_steps}
+    steps["disable"] = not hosts.is_first()
     with (
         tqdm(**steps, unit="step", dynamic_ncols=True, mininterval=seconds) as bar,
         logging_redirect_tqdm([logging.getLogger()]),
@@ -222,11 +224,13 @@ def score_test(config: Config, workdir: pathlib.Path) -> dict[str, Any]:
     test = parse_corpora(data.test, *languages, language_tags=data.language_tags)
     corpora = [(corpus, list(corpus)) for corpus in test]
     scores, translations = score_translator(Translator.from_workdir(workdir), corpora)
+    if not hosts.is_first():
+        return scores
     (workdir / TEST_FILE).write_text(json.dumps(scores) + "\n")
     pairs = itertools.chain.from_iterable(pairs for _, pairs in corpora)
     for pair, translation in itertools.islice(zip(pairs, translations), _SAMPLES):
         print(f"source      {pair.source}")
-        print(f"translation {translation.text}")
+        print(f"translation {translation}")
         print(f"reference   {pair.target}\n")
     name = data.test
     for part in scores.get("corpora", []):

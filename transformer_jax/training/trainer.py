@@ -3,19 +3,20 @@
 import contextlib
 import logging
 import os
+from signal import Signals
 from typing import Any
 
 import jax
 import numpy as np
 
-from transformer_jax import allocator
+from transformer_jax import allocator, hosts
 from transformer_jax.checkpoint import Checkpoints
 from transformer_jax.config import Config
 from transformer_jax.data.batches import Batch, Batches
 from transformer_jax.data.datasets import training_batches
 from transformer_jax.decoding.engine import Models
 from transformer_jax.decoding.translator import Translator
-from transformer_jax.devices import check_devices, parallel, place, usable_memory
+from transformer_jax.devices import check_devices, local_copies, parallel, place, usable_memory
 from transformer_jax.model.build import abstract_model
 from transformer_jax.storage import local_folder
 from transformer_jax.training.compile import CompiledSteps, largest_batch
@@ -59,17 +60,25 @@ class Trainer:
         check_devices()
         self.workdir = local_folder(workdir)
         self._unread: tuple[int, dict] | None = None  # metrics of the update under way
+        self._signal: Signals | None = None  # that the processes have agreed on
         self._unreported: tuple[int, dict] | None = None
         with contextlib.ExitStack() as stack:
-            stack.enter_context(locked(self.workdir))
-            self.config = config = check_owner(self.workdir, config)
-            self.data = load_data(self.workdir, config)
+            with hosts.together():
+                if hosts.is_first():
+                    stack.enter_context(locked(self.workdir))
+            hosts.check_shared(self.workdir)
+            with hosts.together():
+                self.config = config = check_owner(self.workdir, config)
+                self.data = load_data(self.workdir, config)
+            hosts.check_equal("the tokens of the training corpus", self.data.fingerprint)
             keep = config.training.keep_checkpoints
             self.checkpoints = Checkpoints(self.workdir, keep, create=True)
             stack.callback(self.checkpoints.close)
             self._build()
             stack.callback(self._prefetcher.close)
-            save_run_metadata(self.workdir, config, self.data.vocabulary)
+            with hosts.together():
+                if hosts.is_first():
+                    save_run_metadata(self.workdir, config, self.data.vocabulary)
             self.log = MetricLog(self.workdir, self.step)
             stack.callback(self.log.close)
             self._stack = stack.pop_all()
@@ -114,9 +123,10 @@ class Trainer:
         tokens = self.config.data.tokens_per_batch or self.progress.tokens_per_batch
         if not tokens:
             row = batches_of(1)
+            limit = min(hosts.gather(usable_memory()))
             min_tokens = 8 * max(max(shape) for _, shape in row.shapes)
             tokens = largest_batch(
-                lambda n: compile_for(n).bytes, min_tokens, row.positions_per_epoch, usable_memory()
+                lambda n: compile_for(n).bytes, min_tokens, row.positions_per_epoch, limit
             )
             logger.info("tokens_per_batch=%d, the most that fits the device", tokens)
         self.progress.tokens_per_batch = tokens
@@ -130,14 +140,23 @@ class Trainer:
         batch = self.batches.batch_at(step, jax.process_index(), jax.process_count())
         return place(batch, self.config.training.accumulate_steps)
 
-    def advance(self) -> dict[str, float] | None:
-        """Makes one update, then reads the metrics of the one before; its report, if due."""
+    def advance(self, signal: Signals | None = None) -> dict[str, float] | None:
+        """Makes one update, then reads the metrics of the one before; its report, if due.
+
+        Args:
+          signal: one that has come to this process, of which all know one update later.
+        """
         batch, seconds = self._prefetcher.next()
         self.meter.add_wait(seconds)
         self.state, metrics = self.compiled(self.state, batch)
+        metrics["signal"] = hosts.largest(signal or 0)
         before, self._unread = self._unread, (self.step + 1, metrics)
         self.step += 1
         return self._read(before)
+
+    def agreed(self, signal: Signals | None) -> Signals | None:
+        """The signal that has come: to this process, or of several one that all know of."""
+        return signal if jax.process_count() == 1 else self._signal
 
     def settle(self) -> dict[str, float] | None:
         """Waits for the last update and reads its metrics; its report, if due."""
@@ -148,6 +167,8 @@ class Trainer:
         if unread is None:
             return None
         step, metrics = unread[0], jax.device_get(unread[1])
+        if number := int(metrics.pop("signal")):
+            self._signal = Signals(number)
         if not (np.isfinite(metrics["loss"]) and np.isfinite(metrics["gradient_norm"])):
             raise self.not_finite(f"the loss or its gradient at step {step}")
         self.meter.add(metrics)
@@ -181,7 +202,7 @@ class Trainer:
 
     def translator(self) -> Translator:
         """A Translator over the current parameters; invalid once the next step donates them."""
-        models = Models((self.graphdef,), (self.state.params,))
+        models = Models((self.graphdef,), (local_copies(self.state.params),))
         return Translator(models, self.data.vocabulary, self.config)
 
     def save(self, score: list[float] | None = None) -> None:

@@ -5,18 +5,20 @@ import logging
 import math
 import pathlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 from flax import nnx
 
+from transformer_jax import hosts
 from transformer_jax.data.batches import Batches
 from transformer_jax.data.packing import Growth, bucketed_rows
 from transformer_jax.data.token_store import TokenStore
 from transformer_jax.devices import parallel, place
 from transformer_jax.evaluation import score_translator, summary
 from transformer_jax.heartbeat import heartbeat
+from transformer_jax.interruption import Interrupted, Stop
 from transformer_jax.training.compile import CompiledSteps
 from transformer_jax.training.metrics import means
 from transformer_jax.training.step import make_eval_step
@@ -48,12 +50,13 @@ class LossEvaluator:
         self._compiled = CompiledSteps(step, params, batches_of(stores, rows))
         self._corpora = [batches_of([store], [row]) for store, row in zip(stores, rows)]
 
-    def __call__(self, params: Any, on_progress: Callable[[int], None]) -> dict[str, float]:
-        """`metrics.means` over all pairs; calls `on_progress` before each batch."""
+    def __call__(self, params: Any, stop: Stop) -> dict[str, float]:
+        """`metrics.means` over all pairs; Interrupted where a process has a signal to stop."""
         total: dict[str, float] = {}
         for batches in self._corpora:
             for number in range(int(batches.epoch_sizes[0])):
-                on_progress(number)
+                if hosts.largest(stop.signal or 0):
+                    raise Interrupted
                 batch = batches.batch_at(number, jax.process_index(), jax.process_count())
                 sums = jax.device_get(self._compiled(params, place(batch)))
                 for name, value in sums._asdict().items():
@@ -76,11 +79,15 @@ class Validation:
             cache=trainer.data.cache,
         )
 
-    def __call__(self, on_progress: Callable[[int], None] = lambda _: None) -> list[float]:
-        """Computes and logs loss, BLEU and chrF; updates `progress`; returns the `rank`."""
+    def __call__(self, stop: Stop) -> list[float]:
+        """Computes and logs loss, BLEU and chrF; updates `progress`; returns the `rank`.
+
+        Raises:
+          Interrupted: a signal has come, to this process or another.
+        """
         start, trainer = time.monotonic(), self._trainer
-        values = self._losses(on_progress)
-        scores = self._scores(on_progress)
+        values = self._losses(stop)
+        scores = self._scores(stop)
         values |= {f"valid_{name}": value for name, value in scores.items()}
         values["valid_seconds"] = seconds = time.monotonic() - start
         trainer.log.write(trainer.step, values)
@@ -96,10 +103,10 @@ class Validation:
         progress.best, progress.evaluated = max(score, progress.best), trainer.step
         return score
 
-    def _losses(self, on_progress: Callable[[int], None]) -> dict[str, Any]:
+    def _losses(self, stop: Stop) -> dict[str, Any]:
         trainer = self._trainer
         with heartbeat("computing the validation loss"):
-            losses = self.loss(trainer.state.params, on_progress)
+            losses = self.loss(trainer.state.params, stop)
         if not math.isfinite(losses["loss"]):
             raise trainer.not_finite(f"the validation loss after step {trainer.step}")
         logger.info(
@@ -111,7 +118,7 @@ class Validation:
         )
         return {f"valid_{name}": value for name, value in losses.items() if name != "fill"}
 
-    def _scores(self, on_progress: Callable[[int], None]) -> dict[str, Any]:
+    def _scores(self, stop: Stop) -> dict[str, Any]:
         """Scores of translations of the first pairs of each corpus."""
         data = self._trainer.data
         count = -(-self._trainer.config.training.eval_sentences // len(data.valid_corpora)) or None
@@ -120,7 +127,7 @@ class Validation:
         references = data.vocabulary.encode([y for _, pairs in corpora for _, y in pairs])
         limits = [2 * len(reference) + _EXTRA_TOKENS for reference in references]
         translator = self._trainer.translator()
-        scores, _ = score_translator(translator, corpora, limits=limits, on_progress=on_progress)
+        scores, _ = score_translator(translator, corpora, limits=limits, on_progress=stop.check)
         return scores
 
 

@@ -1,0 +1,109 @@
+"""Processes of one run, as on several hosts, over gloo; each has two devices."""
+
+import contextlib
+import json
+import os
+import re
+import signal
+import socket
+
+import pytest
+from commands import metrics, start
+
+from transformer_jax import hosts
+
+TWO_DEVICES = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+MORE = {
+    "model.dropout_rate": 0,
+    "training.num_steps": 8,
+    "training.log_every": 1,
+    "training.save_every": 4,
+    "training.eval_every": 4,
+    "training.eval_sentences": 3,
+}
+
+
+@contextlib.contextmanager
+def started(home, workdir, *flags: str, count: int = 2):
+    """Processes of one run."""
+    with socket.socket() as free, contextlib.ExitStack() as stack:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+        common = [f"--config.{name}={value}" for name, value in MORE.items()]
+        common += [f"--config={home / 'tiny.py'}", f"--workdir={workdir}", *flags]
+        if count > 1:
+            common += [f"--coordinator={address}", f"--num_processes={count}"]
+        processes = [
+            stack.enter_context(
+                start(
+                    home,
+                    "train.py",
+                    *common,
+                    *([f"--process_id={index}"] if count > 1 else []),
+                    variables=TWO_DEVICES,
+                )
+            )
+            for index in range(count)
+        ]
+        free.close()
+        yield processes
+
+
+def ended(processes) -> list[str]:
+    """What each wrote to stderr; all have the same exit status, given first."""
+    errors = [process.communicate(timeout=240)[1] for process in processes]
+    (status,) = {process.returncode for process in processes}
+    return [status, *errors]
+
+
+def losses(workdir) -> list[float]:
+    return [line["loss"] for line in metrics(workdir) if "loss" in line]
+
+
+def test_two_processes_train_as_one_stop_together_and_one_goes_on(home, tmp_path):
+    test = f"--config.data.test=text:{home / 'corpus'}"
+    with started(home, tmp_path / "one", test, count=1) as processes:
+        assert ended(processes)[0] == 0
+    with started(home, tmp_path / "two", "--config.training.num_steps=1000000") as processes:
+        for line in processes[0].stderr:
+            if "step 2:" in line:
+                processes[1].send_signal(signal.SIGUSR1)  # to the one that logs nothing
+                break
+        status, log, quiet = ended(processes)
+    assert status == os.EX_TEMPFAIL and "loss" not in quiet
+    step = int(re.search(r"stopped by SIGUSR1 at step (\d+)", log)[1])
+    assert str(step) in os.listdir(tmp_path / "two/checkpoints")
+    with started(
+        home, tmp_path / "two", test, f"--config.training.num_steps={max(step, 8)}"
+    ) as again:
+        status, log, _ = ended(again)
+    assert status == 0 and f"resuming after step {step}" in log
+    assert losses(tmp_path / "two")[:8] == pytest.approx(losses(tmp_path / "one"), rel=1e-5)
+    scores = [json.loads((tmp_path / x / "test.json").read_text()) for x in ("one", "two")]
+    assert scores[0]["sentences"] == scores[1]["sentences"] == 3
+    if step <= 8:
+        assert scores[0]["chrf"] == pytest.approx(scores[1]["chrf"])
+
+
+def test_what_fails_in_one_process_ends_all_with_one_sentence(home, tmp_path):
+    (tmp_path / "taken").mkdir()
+    with started(home, tmp_path / "taken", "--config.data.train=text:/nowhere") as processes:
+        status, *errors = ended(processes)
+    assert status == 1
+    for error in errors:
+        assert "\nerror: process 0: there is no file /nowhere" in f"\n{error}"
+
+
+@pytest.mark.parametrize(
+    "arguments", [("host:1",), ("", 2, 0), ("host:1", 2, 2), ("host:1", 0, 0), ("", 0, 1)]
+)
+def test_half_an_address_is_refused(arguments):
+    with pytest.raises(ValueError, match="expected HOST:PORT of process 0"):
+        hosts.initialize(*arguments)
+
+
+def test_one_process_agrees_with_itself():
+    assert hosts.gather({"a": [1, None]}) == [{"a": [1, None]}]
+    assert hosts.share(7) == slice(0, 7) and hosts.is_first() and hosts.largest(15) == 15
+    with pytest.raises(FileNotFoundError), hosts.together():
+        raise FileNotFoundError
