@@ -244,6 +244,10 @@ class Checkpoints:
         if self._manager:
             self._manager.reload()
 
+    def delete(self, step: int) -> None:
+        """Removes a checkpoint, as of a run that is rolled back beyond it."""
+        self._manager.delete(step)
+
     def wait(self) -> None:
         """Returns when all that was saved is on disk."""
         self._manager.wait_until_finished()

@@ -154,6 +154,9 @@ class TrainingConfig(_Fields):
     patience: int = _number(0, 0, _ANY, "Validations without a better; 0 = off.", _EVALUATIONS)
     label_smoothing: float = _number(0.1, 0.0, 0.999, "Probability spread over all tokens.")
     accumulate_steps: int = _number(1, 1, _ANY, "Micro-batches that a batch is computed in.")
+    max_skipped: int = _number(5, 0, _ANY, "Updates in a row without a finite gradient.")
+    max_loss_ratio: float = _number(0.0, 0.0, _ANY, "Of smoothed loss to its lowest; 0 = any.")
+    max_rollbacks: int = _number(3, 0, _ANY, "To the last checkpoint, where either is exceeded.")
     init_from: str = _field("", "Workdir of another run, whose parameters this one starts from.")
 
 
@@ -238,7 +241,7 @@ RESUMABLE = frozenset(
     f"config.training.{name}"
     for name in (
         "num_steps log_every eval_every eval_sentences save_every keep_checkpoints patience "
-        "init_from"
+        "max_skipped max_loss_ratio max_rollbacks init_from"
     ).split()
 ) | frozenset(f"config.data.{name}" for name in "train valid test vocabulary cache_dir".split())
 

@@ -25,8 +25,9 @@ from transformer_jax.heartbeat import heartbeat
 from transformer_jax.interruption import Stop, noted
 from transformer_jax.training import loop, validation
 from transformer_jax.training import trainer as trainer_module
+from transformer_jax.training.divergence import DivergedError
 from transformer_jax.training.run import Progress, log_schedule_change
-from transformer_jax.training.trainer import NotFiniteError, Trainer
+from transformer_jax.training.trainer import Trainer
 from transformer_jax.training.validation import LossEvaluator, Validation, rank
 
 
@@ -124,21 +125,6 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, caplog):
     again.save()
     again.close()
     assert_equal_to_the_bit(again, whole)
-
-
-def test_a_loss_that_is_not_finite_stops_the_run_and_is_never_saved(tmp_path):
-    config = tiny_config(optimizer={"learning_rate": 1e30, "clip_norm": 0.0, "warmup_steps": 1})
-    trainer = Trainer(config, tmp_path)
-    with pytest.raises(NotFiniteError, match="not finite: .*; a lower"):
-        for _ in range(6):
-            trainer.advance()
-            trainer.save()
-    saved = trainer.checkpoints.steps()
-    trainer.close()
-    assert saved
-    for step in saved:
-        translator = Translator.from_workdir(tmp_path, checkpoint=str(step))
-        assert all(np.isfinite(x).all() for x in jax.tree.leaves(translator.models.params))
 
 
 def test_init_from_starts_with_the_other_runs_parameters_and_vocabulary(tmp_path):
@@ -351,7 +337,9 @@ def test_parameters_that_are_not_finite_are_told_at_an_evaluation(tmp_path):
         optimizer={"learning_rate": 1e38, "warmup_steps": 1, "clip_norm": 0.0},
         training={"eval_every": 1},
     )
-    with pytest.raises(NotFiniteError, match="validation loss after step 1 is not finite: nothing"):
+    with pytest.raises(
+        DivergedError, match="validation loss after step 1 is not finite, .*: nothing"
+    ):
         loop.train(config, tmp_path)
 
 

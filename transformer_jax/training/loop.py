@@ -24,6 +24,7 @@ from transformer_jax.decoding.translator import Translator
 from transformer_jax.evaluation import score_translator, summary
 from transformer_jax.interruption import Interrupted, Stop, noted
 from transformer_jax.storage import local_folder
+from transformer_jax.training.divergence import DivergedError
 from transformer_jax.training.metrics import report_line
 from transformer_jax.training.trainer import Trainer
 from transformer_jax.training.validation import Validation
@@ -88,7 +89,13 @@ def _train(
     with noted() as stop:
         with contextlib.closing(trainer), _progress_bar(trainer) as bar:
             _check_profile(profile_steps, trainer.step, config)
-            run_to_end(trainer, stop, bar, profile_steps)
+            while True:
+                try:
+                    run_to_end(trainer, stop, bar, profile_steps)
+                    break
+                except DivergedError as error:
+                    trainer.roll_back(error)
+                    bar.n = trainer.step
             step = trainer.step
         if signal := trainer.agreed(stop.signal):
             logger.warning(

@@ -167,6 +167,11 @@ class Progress:
     best: list[float] = dataclasses.field(default_factory=list)  # the highest rank so far
     evals_without_improvement: int = 0
     sums: dict[str, float] = dataclasses.field(default_factory=dict)  # since the last report
+    offset: int = 0  # batches that roll-backs have left out
+    rollbacks: int = 0
+    skipped: int = 0  # updates in a row without a finite gradient
+    weighted_loss: float = 0.0  # mean of the losses so far, later ones weighing more
+    lowest_loss: float = 0.0  # that it has had
 
     def to_json(self) -> dict[str, Any]:
         """As a checkpoint has it."""

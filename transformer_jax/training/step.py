@@ -50,6 +50,9 @@ def make_train_step(
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
     """The body of a train step, a function of the state and one device's rows.
 
+    Where loss or gradient is not finite, parameters and optimiser state stay as they are, the sums
+    are zero, and the metric "skipped" is 1.
+
     Args:
       graphdef: of the model, from `nnx.split`.
       optimizer, schedule: from `training.optimizer`.
@@ -90,11 +93,19 @@ def make_train_step(
         gradients = jax.tree.map(lambda g: g / tokens, gradients)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        metrics = sums._asdict() | {
-            "gradient_norm": optax.tree.norm(gradients),
+        norm = optax.tree.norm(gradients)
+        is_finite = jnp.isfinite(sums.loss) & jnp.isfinite(norm)
+
+        def if_finite(new, old):
+            return jax.tree.map(lambda x, y: jnp.where(is_finite, x, y), new, old)
+
+        metrics = if_finite(sums, jax.tree.map(jnp.zeros_like, sums))._asdict() | {
+            "skipped": 1 - is_finite.astype(jnp.int32),
+            "gradient_norm": norm,
             "learning_rate": schedule(state.step),
         }
-        return TrainState(state.step + 1, params, opt_state), metrics
+        kept = if_finite((params, opt_state), (state.params, state.opt_state))
+        return TrainState(state.step + 1, *kept), metrics
 
     return train_step
 

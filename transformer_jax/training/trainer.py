@@ -20,6 +20,7 @@ from transformer_jax.devices import check_devices, local_copies, parallel, place
 from transformer_jax.model.build import abstract_model
 from transformer_jax.storage import local_folder
 from transformer_jax.training.compile import CompiledSteps, largest_batch
+from transformer_jax.training.divergence import DivergedError, was_updated
 from transformer_jax.training.metrics import Meter, MetricLog
 from transformer_jax.training.optimizer import learning_rate_schedule, make_optimizer
 from transformer_jax.training.prefetch import Prefetcher
@@ -34,10 +35,6 @@ from transformer_jax.training.run import (
 from transformer_jax.training.step import make_train_step
 
 logger = logging.getLogger(__name__)
-
-
-class NotFiniteError(ValueError):
-    """The loss, its gradient or a parameter is no longer a finite number."""
 
 
 class Trainer:
@@ -59,9 +56,7 @@ class Trainer:
         config.validate()
         check_devices()
         self.workdir = local_folder(workdir)
-        self._unread: tuple[int, dict] | None = None  # metrics of the update under way
         self._signal: Signals | None = None  # that the processes have agreed on
-        self._unreported: tuple[int, dict] | None = None
         with contextlib.ExitStack() as stack:
             with hosts.together():
                 if hosts.is_first():
@@ -75,12 +70,12 @@ class Trainer:
             self.checkpoints = Checkpoints(self.workdir, keep, create=True)
             stack.callback(self.checkpoints.close)
             self._build()
-            stack.callback(self._prefetcher.close)
+            stack.callback(lambda: self._prefetcher.close())
             with hosts.together():
                 if hosts.is_first():
                     save_run_metadata(self.workdir, config, self.data.vocabulary)
             self.log = MetricLog(self.workdir, self.step)
-            stack.callback(self.log.close)
+            stack.callback(lambda: self.log.close())
             self._stack = stack.pop_all()
 
     def _build(self) -> None:
@@ -90,14 +85,10 @@ class Trainer:
         schedule = learning_rate_schedule(
             config.optimizer, config.model.model_dim, training.num_steps
         )
-        optimizer = make_optimizer(config.optimizer, schedule)
-        self.state, self.progress = start_state(
-            self.workdir, config, data, self.checkpoints, optimizer
-        )
-        self.step = int(self.state.step)
+        self._optimizer = optimizer = make_optimizer(config.optimizer, schedule)
+        self._restore()
         if self.step:
             log_schedule_change(self.workdir, config, schedule, self.step)
-        self.meter = Meter(self.progress.sums)
         train_step = make_train_step(
             self.graphdef,
             optimizer,
@@ -109,6 +100,16 @@ class Trainer:
         self.batches, self.compiled = self._compile(parallel(train_step, donate_state=True))
         allocator.keep_freed_memory(logging.INFO)
         self._prefetcher = Prefetcher(self._placed_batch, self.step)
+
+    def _restore(self) -> None:
+        """The state of the last checkpoint, or the initial one."""
+        self.state, self.progress = start_state(
+            self.workdir, self.config, self.data, self.checkpoints, self._optimizer
+        )
+        self.step = int(self.state.step)
+        self.meter = Meter(self.progress.sums)
+        self._unread: tuple[int, dict] | None = None  # metrics of the update under way
+        self._unreported: tuple[int, dict] | None = None
 
     def _compile(self, step: Any) -> tuple[Batches, CompiledSteps]:
         """Batches and the step compiled for them, of the size configured or of the largest."""
@@ -137,7 +138,8 @@ class Trainer:
         return batches, tried[tokens]
 
     def _placed_batch(self, step: int) -> Batch:
-        batch = self.batches.batch_at(step, jax.process_index(), jax.process_count())
+        index = step + self.progress.offset
+        batch = self.batches.batch_at(index, jax.process_index(), jax.process_count())
         return place(batch, self.config.training.accumulate_steps)
 
     def advance(self, signal: Signals | None = None) -> dict[str, float] | None:
@@ -169,8 +171,8 @@ class Trainer:
         step, metrics = unread[0], jax.device_get(unread[1])
         if number := int(metrics.pop("signal")):
             self._signal = Signals(number)
-        if not (np.isfinite(metrics["loss"]) and np.isfinite(metrics["gradient_norm"])):
-            raise self.not_finite(f"the loss or its gradient at step {step}")
+        if not was_updated(self.progress, step, metrics, self.config.training):
+            self._event(step, "no update, as the loss or its gradient is not finite")
         self.meter.add(metrics)
         self._unreported = step, metrics
         training = self.config.training
@@ -191,14 +193,42 @@ class Trainer:
         self.log.write(step, report)
         return {"step": step} | report
 
-    def not_finite(self, what: str) -> NotFiniteError:
-        """The error to raise for a value that is not finite."""
-        last = next(iter(self.checkpoints.steps()), None)
-        kept = f"the checkpoint of step {last} is kept" if last is not None else "nothing was saved"
-        return NotFiniteError(
-            f"{what} is not finite: {kept}; a lower config.optimizer.learning_rate, a longer "
-            "warm-up or config.optimizer.clip_norm=1 may help"
-        )
+    def _event(self, step: int, what: str) -> None:
+        logger.warning("step %d: %s", step, what)
+        self.log.write(step, {"event": what})
+
+    def roll_back(self, error: DivergedError) -> None:
+        """Goes back to the last checkpoint, or to the start, and leaves out the batches since.
+
+        Only to one of those saved every so often, so that an earlier stop makes no difference.
+
+        Raises:
+          DivergedError: it has done so as often as the config allows.
+        """
+        training, before = self.config.training, self.progress
+        self.checkpoints.wait()
+        if before.rollbacks == training.max_rollbacks:
+            last = next(iter(self.checkpoints.steps()), None)
+            kept = "nothing was saved" if last is None else f"the checkpoint of step {last} is kept"
+            raise DivergedError(
+                f"{error}, after {before.rollbacks} roll-backs: {kept}; a lower "
+                "config.optimizer.learning_rate, a longer warm-up or config.optimizer.clip_norm=1 "
+                "may help",
+                error.step,
+            ) from error
+        self._prefetcher.close()
+        self.log.close()
+        for step in self.checkpoints.steps():
+            if step % training.save_every == 0:
+                break
+            self.checkpoints.delete(step)
+        self._restore()
+        self.progress.offset = before.offset + error.step - self.step
+        self.progress.rollbacks = before.rollbacks + 1
+        self._prefetcher = Prefetcher(self._placed_batch, self.step)
+        self.log = MetricLog(self.workdir, self.step)
+        what = f"rolled back from step {error.step}, whose batches since are left out: {error}"
+        self._event(self.step, what)
 
     def translator(self) -> Translator:
         """A Translator over the current parameters; invalid once the next step donates them."""
@@ -216,7 +246,9 @@ class Trainer:
         run = {"step": self.step, "progress": self.progress.to_json()}
         state = jax.device_get(self.state)
         if not all(np.isfinite(x).all() for x in jax.tree.leaves(state)):
-            raise self.not_finite(f"a parameter or moment after step {self.step}")
+            raise DivergedError(
+                f"a parameter or moment after step {self.step} is not finite", self.step
+            )
         self.checkpoints.save(self.step, state.params, state.opt_state, run, score)
 
     def close(self) -> None:

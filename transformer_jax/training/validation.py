@@ -20,6 +20,7 @@ from transformer_jax.evaluation import score_translator, summary
 from transformer_jax.heartbeat import heartbeat
 from transformer_jax.interruption import Interrupted, Stop
 from transformer_jax.training.compile import CompiledSteps
+from transformer_jax.training.divergence import DivergedError
 from transformer_jax.training.metrics import means
 from transformer_jax.training.step import make_eval_step
 from transformer_jax.training.trainer import Trainer
@@ -108,7 +109,8 @@ class Validation:
         with heartbeat("computing the validation loss"):
             losses = self.loss(trainer.state.params, stop)
         if not math.isfinite(losses["loss"]):
-            raise trainer.not_finite(f"the validation loss after step {trainer.step}")
+            step = trainer.step
+            raise DivergedError(f"the validation loss after step {step} is not finite", step)
         logger.info(
             "step %d: %svalidation loss %.4f, perplexity %.4g",
             trainer.step,
