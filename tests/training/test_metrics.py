@@ -94,7 +94,7 @@ def test_the_clock_counts_training_alone(monkeypatch):
 
 @pytest.mark.usefixtures("no_tensorboard")
 def test_the_log_is_an_object_a_line(tmp_path):
-    log = MetricLog(tmp_path, 0)
+    log = MetricLog(tmp_path, 0, -1)
     log.write(5, {"loss": 1.5, "signature": "ü"})
     assert lines(tmp_path) == [{"step": 5, "loss": 1.5, "signature": "ü"}]  # before it is closed
     log.write(10, {"loss": 0.5})
@@ -104,16 +104,28 @@ def test_the_log_is_an_object_a_line(tmp_path):
 
 @pytest.mark.usefixtures("no_tensorboard")
 def test_a_resumed_log_drops_later_steps_and_a_half_written_line(tmp_path):
-    log = MetricLog(tmp_path, 0)
+    log = MetricLog(tmp_path, 0, -1)
     for step in (5, 10, 15):
         log.write(step, {"loss": step})
     log.close()
     with (tmp_path / FILE).open("a") as file:
         file.write('{"step": 1')
-    log = MetricLog(tmp_path, 10)
+    log = MetricLog(tmp_path, 10, -1)
     log.write(11, {"loss": 11})
     log.close()
     assert lines(tmp_path) == [{"step": step, "loss": step} for step in (5, 10, 11)]
+
+
+@pytest.mark.usefixtures("no_tensorboard")
+@pytest.mark.parametrize(("evaluated", "kept"), [(5, [5]), (10, [5, 10])])
+def test_a_resumed_log_drops_an_evaluation_that_the_checkpoint_lacks(tmp_path, evaluated, kept):
+    """One that a signal had interrupted, made again, and killed before the checkpoint was whole."""
+    log = MetricLog(tmp_path, 0, -1)
+    for step in (5, 10):
+        log.write(step, {"valid_loss": 1.0})
+    log.close()
+    MetricLog(tmp_path, 10, evaluated).close()
+    assert [line["step"] for line in lines(tmp_path)] == kept
 
 
 def test_tensorboard_gets_the_numbers(tmp_path, monkeypatch):
@@ -132,7 +144,7 @@ def test_tensorboard_gets_the_numbers(tmp_path, monkeypatch):
 
     tensorboard = types.SimpleNamespace(SummaryWriter=SummaryWriter)
     monkeypatch.setitem(sys.modules, "tensorboardX", tensorboard)
-    log = MetricLog(tmp_path, 3)
+    log = MetricLog(tmp_path, 3, -1)
     parts = [{"bleu": 1.0}]
     log.write(4, {"loss": 1.5, "signature": "text", "epochs": [0.5, 0.25], "corpora": parts})
     log.close()
@@ -143,7 +155,7 @@ def test_tensorboard_gets_the_numbers(tmp_path, monkeypatch):
 
 @pytest.mark.usefixtures("no_tensorboard")
 def test_the_log_has_null_for_numbers_that_json_does_not_have(tmp_path):
-    log = MetricLog(tmp_path, 0)
+    log = MetricLog(tmp_path, 0, -1)
     log.write(1, {"loss": math.nan, "epochs": [math.inf, 0.5], "parts": [{"bleu": -math.inf}]})
     log.close()
     text = (tmp_path / FILE).read_text()

@@ -97,12 +97,16 @@ def finite(tree: Any) -> Any:
 class MetricLog:
     """metrics.jsonl of a workdir, and TensorBoard beside it where tensorboardX is installed."""
 
-    def __init__(self, workdir: pathlib.Path, step: int):
-        """Opens the log of a run that continues after `step`; drops what was logged later."""
+    def __init__(self, workdir: pathlib.Path, step: int, evaluated: int):
+        """Opens the log of a run that continues after `step`; drops what was logged later.
+
+        The evaluation of `step` itself is later than the last one that was `evaluated`.
+        """
         path = workdir / FILE
         kept = []
         if path.exists():
-            kept = [line for line in path.read_text().splitlines() if _step(line) <= step]
+            lines = path.read_text().splitlines()
+            kept = [x for x in lines if _step(x) <= (evaluated if "valid_loss" in x else step)]
         with atomic_write(path) as file:
             file.writelines(line + "\n" for line in kept)
         self._file = path.open("a", buffering=1)

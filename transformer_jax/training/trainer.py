@@ -74,7 +74,7 @@ class Trainer:
             with hosts.together():
                 if hosts.is_first():
                     save_run_metadata(self.workdir, config, self.data.vocabulary)
-            self.log = MetricLog(self.workdir, self.step)
+            self.log = MetricLog(self.workdir, self.step, self.progress.evaluated)
             stack.callback(lambda: self.log.close())
             self._stack = stack.pop_all()
 
@@ -226,9 +226,9 @@ class Trainer:
         self.progress.offset = before.offset + error.step - self.step
         self.progress.rollbacks = before.rollbacks + 1
         self._prefetcher = Prefetcher(self._placed_batch, self.step)
-        self.log = MetricLog(self.workdir, self.step)
+        self.log = MetricLog(self.workdir, self.step, self.progress.evaluated)
         what = f"rolled back from step {error.step}, whose batches since are left out: {error}"
-        self._event(self.step, what)
+        self._event(self.step + 1, what)  # what follows, and is dropped with it
 
     def translator(self) -> Translator:
         """A Translator over the current parameters; invalid once the next step donates them."""
