@@ -102,6 +102,39 @@ def test_half_an_address_is_refused(arguments):
         hosts.initialize(*arguments)
 
 
+@pytest.mark.parametrize(
+    ("environment", "arguments", "joined"),
+    [
+        ({}, (), None),
+        ({"SLURM_STEP_NUM_TASKS": "1"}, (), None),
+        ({"SLURM_STEP_NUM_TASKS": "2"}, (), ()),
+        ({"OMPI_COMM_WORLD_SIZE": "16"}, (), ()),
+        ({}, ("auto",), ()),
+        ({}, ("host:1", 2, 1), ("host:1", 2, 1)),
+    ],
+)
+def test_processes_are_joined_where_there_are_some(monkeypatch, environment, arguments, joined):
+    calls = []
+
+    def initialize(*arguments):
+        calls.append(arguments)
+        raise RuntimeError("DEADLINE_EXCEEDED:\n nobody there")
+
+    for name in ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "TPU_WORKER_HOSTNAMES"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("jax.distributed.initialize", initialize)
+    monkeypatch.setattr("jax.config.update", lambda *_: None)
+    if joined is None:
+        hosts.initialize(*arguments)
+        assert not calls
+        return
+    with pytest.raises(ValueError, match="cannot be joined: DEADLINE_EXCEEDED: nobody there"):
+        hosts.initialize(*arguments)
+    assert calls == [joined]
+
+
 def test_one_process_agrees_with_itself():
     assert hosts.gather({"a": [1, None]}) == [{"a": [1, None]}]
     assert hosts.share(7) == slice(0, 7) and hosts.is_first() and hosts.largest(15) == 15

@@ -29,20 +29,21 @@ _PROCESS_COUNTS = "SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE"
 def initialize(coordinator: str = "", num_processes: int = 0, process_id: int = -1) -> None:
     """Joins the other processes, where arguments or the launcher's environment tell of some.
 
-    Slurm's srun, Open MPI's mpirun, TPU pods and GKE's TPU slices tell by themselves; to
-    others, such as a JobSet of GPU hosts, all three arguments must be given.
+    Slurm's srun, Open MPI's mpirun and GKE's TPU slices tell by themselves. On TPU VMs the
+    coordinator "auto" asks JAX; elsewhere, as in a JobSet of GPU hosts, all three are needed.
 
     Raises:
       ValueError: only some of the arguments are given, or the others cannot be reached.
     """
     given = bool(coordinator), num_processes > 0, process_id >= 0
-    if any(given) and not all(given) or process_id >= num_processes > 0:
+    automatic = given == (True, False, False) and coordinator == "auto"
+    if any(given) and not all(given) and not automatic or process_id >= num_processes > 0:
         raise ValueError(
             f"--coordinator={coordinator} --num_processes={num_processes} "
             f"--process_id={process_id}: expected HOST:PORT of process 0, the number of processes "
-            "and this one's, from 0"
+            "and this one's, from 0; or --coordinator=auto alone"
         )
-    if not (all(given) or _launched()):
+    if not (any(given) or _launched()):
         return
     # Several processes on CPUs need it; and its SIGTERM handler would take the place of ours.
     jax.config.update("jax_cpu_collectives_implementation", "gloo")

@@ -48,7 +48,7 @@ def add_flags(parser: cli.Parser) -> None:
     parser.flag(
         "coordinator",
         "",
-        "Address of process 0. Slurm, Open MPI and TPU slices tell by themselves.",
+        "Address of process 0, or auto to ask JAX. Slurm, Open MPI and GKE's TPU slices need none.",
         metavar="HOST:PORT",
     )
     parser.flag("num_processes", 0, "Processes of the run, each with the same command.")
