@@ -60,7 +60,7 @@ def test_defaults_are_the_papers_base_model_and_valid():
 @pytest.mark.parametrize(
     ("name", "value", "wanted"),
     [
-        ("model.num_layers", 0, "must be at least 1"),
+        ("model.num_layers", 0, "must be in [1, 256]"),
         ("model.dropout_rate", 1.0, "must be in [0.0, 0.999]"),
         ("model.dropout_rate", -0.1, "must be in [0.0, 0.999]"),
         ("optimizer.learning_rate", float("nan"), "is not a finite number"),
@@ -198,7 +198,7 @@ def test_the_reference_says_what_each_field_means_takes_and_needs():
     )
     assert (norm.type, norm.default, norm.takes) == ("str", "post", "one of post, pre")
     assert rows["data.num_buckets"].takes == "in [1, 64]"
-    assert rows["model.num_layers"].takes == "at least 1"
+    assert rows["model.num_heads"].takes == "at least 1"
 
 
 def test_a_kept_config_with_a_field_without_effect_is_read():
@@ -309,7 +309,7 @@ def test_json_round_trip_keeps_every_field(kind):
         ),
         ({"modell": {}}, "there is no field config.modell"),
         ({"model": 3}, "config.model is 3, not a group of fields"),
-        ({"model": {"num_layers": 0}}, "config.model.num_layers=0 must be at least 1"),
+        ({"model": {"num_layers": 0}}, "config.model.num_layers=0 must be in [1, 256]"),
         ([], "config is [], not a group of fields"),
     ],
 )

@@ -171,20 +171,18 @@ def names_in(folder: pathlib.Path) -> list[str]:
 
 
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
-    path, link = tmp_path / "a.txt", tmp_path / "link"
-    link.symlink_to("a.txt")
+    path = tmp_path / "a.txt"
     with atomic_write(path) as file:
         file.write("größer\n")
         assert not path.exists()
     with pytest.raises(KeyError), atomic_write(path) as file:
         file.write("half")
         raise KeyError
-    assert path.read_text("utf-8") == "größer\n" and names_in(tmp_path) == ["a.txt", "link"]
-    with atomic_write(link, "wb") as file, atomic_write(link, "wb") as second:
+    assert path.read_text("utf-8") == "größer\n" and names_in(tmp_path) == ["a.txt"]
+    with atomic_write(path, "wb") as file, atomic_write(path, "wb") as second:
         file.write(b"first")
         second.write(b"second")
-    assert path.read_bytes() == b"first" and link.is_symlink()
-    assert names_in(tmp_path) == ["a.txt", "link"]
+    assert path.read_bytes() == b"first" and names_in(tmp_path) == ["a.txt"]
     with atomic_write(path, errors="xmlcharrefreplace") as file:
         file.write("\ud800")
     assert path.read_text() == "&#55296;"
@@ -338,6 +336,19 @@ def rewrite_meta(folder: pathlib.Path, change) -> None:
     (folder / "meta.json").write_text(json.dumps(meta))
 
 
+def folder_in_place_of(path: pathlib.Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+def rename_array(folder: pathlib.Path, name: str, **values) -> None:
+    def change(meta):
+        entry = meta["arrays"].pop("ids") | values
+        return meta | {"arrays": meta["arrays"] | {name: entry}}
+
+    rewrite_meta(folder, change)
+
+
 DAMAGES = {
     "flipped byte": (lambda f: flip(f / "ids", 777), "another checksum"),
     "flipped last byte": (lambda f: flip(f / "offsets", -1), "another checksum"),
@@ -346,6 +357,11 @@ DAMAGES = {
     "missing": (lambda f: (f / "offsets").unlink(), "offsets"),
     "empty one missing": (lambda f: (f / "none").unlink(), "none"),
     "no meta": (lambda f: (f / "meta.json").unlink(), "meta.json"),
+    "meta is a folder": (lambda f: folder_in_place_of(f / "meta.json"), "Is a directory"),
+    "deep meta": (lambda f: (f / "meta.json").write_text("[" * 100_000), "nested too deeply"),
+    "meta of a file above": (lambda f: rename_array(f, "../secret"), "names '../secret'"),
+    "meta of a file elsewhere": (lambda f: rename_array(f, "/secret"), "names '/secret'"),
+    "meta of objects": (lambda f: rename_array(f, "ids", dtype="|O"), "of type object"),
     "empty meta": (lambda f: os.truncate(f / "meta.json", 0), "Expecting value"),
     "binary meta": (lambda f: (f / "meta.json").write_bytes(b"\xff\xfe\x00"), "utf-8"),
     "other meta": (lambda f: rewrite_meta(f, lambda meta: [meta]), ""),

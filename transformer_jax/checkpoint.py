@@ -288,7 +288,7 @@ def read_config(workdir: pathlib.Path) -> Config:
     """The config of a run; ValueError, naming the file, where it is none."""
     path = workdir / CONFIG_FILE
     try:
-        return Config.from_json(path.read_text())
+        return Config.from_json(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
 

@@ -18,7 +18,7 @@ import traceback
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from transformer_jax.storage import local_path
+from transformer_jax.storage import from_json, local_path
 
 # When a field has an effect: PATH=VALUE,VALUE for one of the values, PATH alone for any value but
 # "" and 0, several of them with spaces.
@@ -28,6 +28,7 @@ _LUONG, _NO_ATTENTION = f"{_RNN} model.attention=dot,general,concat", f"{_RNN} m
 _SUBWORDS, _SIZED = "data.vocabulary_kind=unigram,bpe", "data.vocabulary_kind=unigram,bpe,symbols"
 _VALID, _EVALUATIONS = "data.valid", "data.valid training.eval_every"
 _ANY = math.inf
+_WIDEST = 2**20  # a stranger's config must not make a model without end
 
 
 def _field(default: Any, help: str, needs: str = "", **metadata: Any) -> Any:
@@ -67,12 +68,12 @@ class ModelConfig(_Fields):
     """The model; the defaults are the paper's base model (its Table 3)."""
 
     kind: str = _choice("transformer rnn lstm gru", "Architecture.")
-    num_layers: int = _number(6, 1, _ANY, "Layers of the encoder, and as many of the decoder.")
-    model_dim: int = _number(512, 2, _ANY, "Width of the model, an even number.")
+    num_layers: int = _number(6, 1, 256, "Layers of the encoder, and as many of the decoder.")
+    model_dim: int = _number(512, 2, _WIDEST, "Width of the model, an even number.")
     dropout_rate: float = _number(0.1, 0.0, 0.999, "Dropout rate.")
     dtype: str = _choice("float32 bfloat16", "Type of the computation; parameters are float32.")
     num_heads: int = _number(8, 1, _ANY, "Heads of each attention layer.", _TRANSFORMER)
-    feed_forward_dim: int = _number(2048, 1, _ANY, "Width of feed-forward layers.", _TRANSFORMER)
+    feed_forward_dim: int = _number(2048, 1, _WIDEST, "Width of feed-forward layers.", _TRANSFORMER)
     norm: str = _choice("post pre", "Layer norm after or before each sub-layer.", _TRANSFORMER)
     activation: str = _choice("relu gelu silu", "Of feed-forward layers.", _TRANSFORMER)
     positions: str = _choice("sinusoidal none", "Position encoding.", _TRANSFORMER)
@@ -196,9 +197,12 @@ class Config(_Fields):
     @classmethod
     def from_json(cls, text: str) -> "Config":
         """The configuration that `to_json` wrote; ValueError on anything else."""
-        config = _build(cls, json.loads(text), "config")
-        reset_idle_fields(config)  # which runs of older versions have
-        return config.validate()
+        try:
+            config = _build(cls, from_json(text), "config")
+            reset_idle_fields(config)  # which runs of older versions have
+            return config.validate()
+        except RecursionError:  # in quoting a value that is nested
+            raise ValueError("JSON that is nested too deeply") from None
 
 
 def _problems(config: Config) -> Iterator[str]:

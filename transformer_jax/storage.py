@@ -54,19 +54,26 @@ def cache_folder(name: str) -> pathlib.Path:
     return pathlib.Path(home) / "transformer_jax" / name
 
 
+def from_json(text: str | bytes) -> Any:
+    """The value of a JSON text; ValueError also where it is nested too deeply."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("JSON that is nested too deeply") from None
+
+
 @contextlib.contextmanager
 def atomic_write(path: str | os.PathLike, mode: str = "w", **options) -> Iterator[IO]:
     """Opens a new file that replaces `path` if the body succeeds, else is removed.
 
     Args:
-      path: of a file; a symbolic link stays one.
+      path: of a file; a symbolic link is replaced, so that nothing outside a workdir changes.
       mode, options: as of `open`; text is UTF-8.
     """
-    path = os.path.realpath(path)
-    temporary = f"{path}.{uuid.uuid4().hex[:8]}.tmp"
+    temporary = f"{os.fspath(path)}.{uuid.uuid4().hex[:8]}.tmp"
     encoding = {} if "b" in mode else {"encoding": "utf-8"}
     with removed(temporary):
-        with open(temporary, mode, **encoding | options) as file:
+        with open(temporary, mode.replace("w", "x"), **encoding | options) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())  # before the name: a crash must not leave an empty file
@@ -94,8 +101,12 @@ def lock(path: pathlib.Path, waiting_for: str = "") -> Iterator[bool]:
 
     Raises:
       BlockingIOError: another process holds it, and `waiting_for`, a note for the log, is empty.
+      ValueError: the file is a symbolic link.
     """
-    with path.open("w") as file:
+    if path.is_symlink():
+        raise ValueError(f"{path} is a symbolic link; expected a file, or none")
+    # As the link may be planted after that check; what is there is not emptied.
+    with open(path, "a", opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW)) as file:
         held = True
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -224,12 +235,14 @@ def _open(folder: pathlib.Path) -> Arrays:
     if not folder.is_dir():
         raise FileNotFoundError(folder)
     try:
-        meta = json.loads((folder / _META).read_text())
+        meta = from_json((folder / _META).read_text("utf-8"))
         if meta.pop("crc32") != zlib.crc32(json.dumps(meta).encode()):
             raise ValueError(f"{folder / _META} has another checksum")
         arrays, checksums = {}, [meta["record"]]
         for name, entry in sorted(meta["arrays"].items()):
             path, dtype = folder / name, np.dtype(entry["dtype"])
+            if path.name != name or dtype.kind not in "iuf":
+                raise ValueError(f"{folder / _META} names {name!r} of type {dtype}")
             size = path.stat().st_size
             if size != entry["length"] * dtype.itemsize:
                 raise ValueError(f"{path} has {size} bytes")
@@ -238,7 +251,7 @@ def _open(folder: pathlib.Path) -> Arrays:
             if zlib.crc32(arrays[name]) != entry["crc32"]:
                 raise ValueError(f"{path} has another checksum")
             checksums.append((name, entry["length"], entry["crc32"]))
-    except (AttributeError, KeyError, TypeError, FileNotFoundError) as error:
+    except (AttributeError, KeyError, TypeError, FileNotFoundError, IsADirectoryError) as error:
         raise ValueError(f"{folder}: {error}") from None
     digest = hashlib.sha256(json.dumps(checksums).encode()).digest()
     return Arrays(arrays, meta["record"], int.from_bytes(digest[:8]), meta.get("notes", {}))

@@ -9,6 +9,7 @@ import os
 import pathlib
 import threading
 import time
+import tracemalloc
 import types
 
 import numpy as np
@@ -173,6 +174,53 @@ def test_a_line_of_a_million_characters_is_one_line(tmp_path):
             b"a" * 1_000_000,
             b"b",
         ]
+
+
+@pytest.mark.parametrize("suffix", ["", ".xz"])
+def test_no_more_of_a_long_line_is_held_than_is_read(tmp_path, warnings, suffix):
+    path = str(tmp_path / f"in{suffix}")
+    lines = ["a" * 99, "b" * 100, "", "\u00fc" * 200_000, "c" * 101, "d" * 50_000]
+    with (lzma.open if suffix else open)(path, "wb") as file:
+        file.write("\n".join(lines).encode())
+    with open_text(path) as file:
+        groups = list(arriving(file, path, max_group=2, max_line=99))
+    # What one read brings is not cut yet, of what is not compressed.
+    assert all(len(line) <= 100 + 2**16 for group in groups for line in group)
+    sources = [line.source for group in numbered(groups, "in", max_line=99) for line in group]
+    assert sources == ["a" * 99, "b" * 99, "", "\u00fc" * 49, "c" * 99, "d" * 99]
+    assert warnings() == [
+        f"in, line {number}: longer than 99 bytes; its end was not read" for number in (2, 4, 5, 6)
+    ]
+
+
+@pytest.mark.parametrize("suffix", ["", ".xz"])
+def test_long_lines_come_in_groups_of_a_few(tmp_path, suffix):
+    path = str(tmp_path / f"in{suffix}")
+    with (lzma.open if suffix else open)(path, "wb") as file:
+        file.write((b"a" * 999_999 + b"\n") * 10)
+    with open_text(path) as file:
+        sizes = [len(group) for group in arriving(file, path)]
+    assert sum(sizes) == 10 and max(sizes) <= 5
+
+
+def test_a_line_without_an_end_is_not_held(pipe):
+    """As of cat /dev/zero."""
+    reader, writer = pipe
+
+    def write():
+        for _ in range(300):
+            writer.write(bytes(100_000))
+        writer.write(b"\nb\n")
+        writer.close()
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    tracemalloc.start()
+    lines = [line for group in arriving(reader, "in", max_line=1000) for line in group]
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    thread.join()
+    assert lines == [bytes(1001), b"b"] and peak < 2_000_000
 
 
 @pytest.mark.parametrize(("suffix", "opener"), [(".gz", gzip.open), (".xz", lzma.open)])

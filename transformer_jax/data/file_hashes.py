@@ -11,7 +11,7 @@ import zlib
 from collections.abc import Iterator
 from typing import BinaryIO
 
-from transformer_jax.storage import atomic_write
+from transformer_jax.storage import atomic_write, from_json
 
 _BLOCK = 1 << 20
 _RACY = 2_000_000_000  # ns within which a second change may leave a file's times as they are
@@ -55,7 +55,7 @@ class FileHashes:
             with contextlib.suppress(OSError, ValueError):
                 content, checksum = self._entry(path).read_text().splitlines()
                 if int(checksum) == zlib.crc32(content.encode()):
-                    self._known[path] = tuple(json.loads(content))
+                    self._known[path] = tuple(from_json(content))
         identity, sha256 = self._known.get(path, (None, None))
         return sha256 if identity == _identity(os.stat(path)) else None
 

@@ -11,6 +11,9 @@ import zlib
 from collections.abc import Callable, Iterator
 from typing import BinaryIO
 
+# Bytes of a line: several hundred times a long sentence. SentencePiece needs about 80 for each.
+MAX_LINE = 1 << 20
+
 _OPENERS: dict[str, Callable] = {".gz": gzip.open, ".xz": lzma.open}
 
 
@@ -25,12 +28,24 @@ def _unpacked(file: BinaryIO, path: str) -> BinaryIO:
     return opener(file, "rb") if opener else file
 
 
-def raw_lines(file: BinaryIO, path: str) -> Iterator[bytes]:
-    """The lines of a file of `open_text`; ValueError with the line where it is damaged."""
+def raw_lines(
+    file: BinaryIO, path: str, max_line: int = MAX_LINE, *, cut: bool = False
+) -> Iterator[bytes]:
+    """The lines of a file of `open_text`; ValueError with the line where it is damaged.
+
+    So has one of more than `max_line` bytes without its end, unless it shall be `cut`: then it
+    has a byte more than that. No more of it is held.
+    """
     count = 0
     try:
-        for line in file:
+        while line := file.readline(max_line + 1):
             count += 1
+            if len(line) > max_line and not line.endswith(b"\n"):
+                if not cut:
+                    raise ValueError(f"{path}, line {count}: longer than {max_line:,} bytes")
+                rest = line
+                while rest and not rest.endswith(b"\n"):
+                    rest = file.readline(max_line)
             yield line
     except (EOFError, gzip.BadGzipFile, zlib.error, lzma.LZMAError) as error:
         raise ValueError(f"{path} is damaged after line {count}: {error}") from None

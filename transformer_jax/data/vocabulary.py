@@ -19,6 +19,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import sentencepiece
+from google.protobuf.message import DecodeError
 from sentencepiece import sentencepiece_model_pb2 as protocol
 
 from transformer_jax.data.corpora import Pair
@@ -53,10 +54,13 @@ class Vocabulary:
         try:
             self._processor = sentencepiece.SentencePieceProcessor()
             self._processor.LoadFromSerializedProto(model)
-        except RuntimeError:
+            parsed = protocol.ModelProto.FromString(model)
+            self.normalization = parsed.normalizer_spec.name
+            # Reads each piece, of which some may not be UTF-8.
+            _ = [piece.piece for piece in parsed.pieces]
+        except (RuntimeError, UnicodeDecodeError, DecodeError):
             raise ValueError(f"{name} is not a SentencePiece model") from None
         self.model = model
-        self.normalization = protocol.ModelProto.FromString(model).normalizer_spec.name
         ids = (self._processor.pad_id(), self._processor.bos_id(), self._processor.eos_id())
         if ids != (PAD, BOS, EOS):
             raise ValueError(

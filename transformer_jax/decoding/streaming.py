@@ -19,7 +19,7 @@ import numpy as np
 from tqdm import tqdm
 
 from transformer_jax.data.corpora import Pair, language_tag
-from transformer_jax.data.text_files import raw_lines, text_of_line
+from transformer_jax.data.text_files import MAX_LINE, raw_lines, text_of_line
 from transformer_jax.data.vocabulary import UNK, Vocabulary
 from transformer_jax.decoding.alignment import Alignment
 from transformer_jax.decoding.engine import in_order
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 MAX_GROUP = 4096  # lines that are sorted and translated together
+_MAX_GROUP_BYTES = 1 << 22  # about, of long ones
 _MAX_UNKNOWN = 10  # symbols that are named
 _IDLE_S = 0.05  # without a new line: those that have arrived are translated
 _PATIENCE_S = 0.5  # after which they are translated however many more arrive
@@ -46,31 +47,35 @@ class Line(NamedTuple):
     prefix: str = ""
 
 
-def arriving(file: BinaryIO, name: str, max_group: int = MAX_GROUP) -> Iterator[list[bytes]]:
+def arriving(
+    file: BinaryIO, name: str, max_group: int = MAX_GROUP, max_line: int = MAX_LINE
+) -> Iterator[list[bytes]]:
     """Lines in groups of about `max_group`: of a pipe, those that have arrived in the meantime.
 
-    Nothing is waited for while there is a whole line to be answered. `name` is for errors.
+    Nothing is waited for while there is a whole line to be answered. Of a line of more than
+    `max_line` bytes a byte more is held, as `decoded` has it. `name` is for errors.
     """
     if isinstance(file, gzip.GzipFile | lzma.LZMAFile):
-        yield from _until_damage(raw_lines(file, name), max_group)
+        yield from _until_damage(raw_lines(file, name, max_line, cut=True), max_group)
         return
-    descriptor, parts, at_end = file.fileno(), [], False
+    descriptor, start, at_end = file.fileno(), b"", False
     while not at_end:
         group: list[bytes] = []
-        deadline = float("inf")
-        while len(group) < max_group and time.monotonic() < deadline:
+        deadline, room = float("inf"), _MAX_GROUP_BYTES
+        while len(group) < max_group and room > 0 and time.monotonic() < deadline:
             if not select.select([descriptor], [], [], _IDLE_S if group else None)[0]:
                 break
             block = os.read(descriptor, 1 << 16)
             if at_end := not block:
                 # The last line may lack its end.
-                group += [b"".join(parts)] if any(parts) else []
+                group += [start] if start else []
                 break
             first, *rest = block.split(b"\n")
-            parts.append(first)
+            start += first[: max_line + 1 - len(start)]
             if rest:
-                group += [b"".join(parts), *rest[:-1]]
-                parts = [rest[-1]]
+                room -= len(start) + len(block)
+                group += [start, *rest[:-1]]
+                start = rest[-1][: max_line + 1]
                 deadline = min(deadline, time.monotonic() + _PATIENCE_S)
         if group:
             yield group
@@ -80,9 +85,11 @@ def _until_damage(lines: Iterator[bytes], max_group: int) -> Iterator[list[bytes
     """Groups of lines; those before an error come out before it is raised."""
     error = None
     while error is None:
-        group: list[bytes] = []
+        group, room = [], _MAX_GROUP_BYTES
         try:
-            group.extend(islice(lines, max_group))
+            while len(group) < max_group and room > 0 and (line := next(lines, None)) is not None:
+                group.append(line)
+                room -= len(line)
         except ValueError as damage:
             error = damage
         if group:
@@ -92,20 +99,30 @@ def _until_damage(lines: Iterator[bytes], max_group: int) -> Iterator[list[bytes
     raise error
 
 
-def decoded(line: bytes, name: str, number: int) -> str:
-    """A line as text; what is not UTF-8 is replaced and warned of."""
+def decoded(line: bytes, name: str, number: int, max_line: int = MAX_LINE) -> str:
+    """A line as text; the end of too long a one and what is not UTF-8 are lost, with a warning."""
+    if len(line := line.removesuffix(b"\n")) > max_line:
+        logger.warning(
+            "%s, line %d: longer than %s bytes; its end was not read", name, number, f"{max_line:,}"
+        )
+        end = max_line
+        while end > max_line - 3 and line[end] & 0xC0 == 0x80:  # within a character
+            end -= 1
+        line = line[:end]
     text, reason = text_of_line(line, number)
     if reason:
         logger.warning("%s, line %d: %s; replaced", name, number, reason)
     return text
 
 
-def numbered(groups: Iterable[Sequence[bytes]], name: str) -> Iterator[list[Line]]:
-    """Lines as texts with their numbers."""
-    done = 0
+def numbered(
+    groups: Iterable[Sequence[bytes]], name: str, first: int = 1, max_line: int = MAX_LINE
+) -> Iterator[list[Line]]:
+    """Lines as texts with their numbers, of which the first is given."""
     for group in groups:
-        yield [Line(n, decoded(line, name, n)) for n, line in enumerate(group, done + 1)]
-        done += len(group)
+        numbers = range(first, first + len(group))
+        yield [Line(n, decoded(line, name, n, max_line)) for n, line in zip(numbers, group)]
+        first += len(group)
 
 
 def of_pairs(pairs: Iterable[Pair]) -> Iterator[list[Line]]:

@@ -100,7 +100,7 @@ class AttentionLines:
           ValueError: no line had attention to show.
         """
         page = attention_page(self._attentions(), title=title)
-        with atomic_write(path, errors="xmlcharrefreplace") as file:
+        with atomic_write(os.path.realpath(path), errors="xmlcharrefreplace") as file:
             file.write(page)
 
     def _attentions(self) -> Iterator["Attention"]:

@@ -23,7 +23,7 @@ from transformer_jax.data.corpora import parse_corpora
 from transformer_jax.decoding.translator import Translator
 from transformer_jax.evaluation import score_translator, summary
 from transformer_jax.interruption import Interrupted, Stop, noted
-from transformer_jax.storage import local_folder
+from transformer_jax.storage import atomic_write, local_folder
 from transformer_jax.training.divergence import DivergedError
 from transformer_jax.training.metrics import report_line
 from transformer_jax.training.trainer import Trainer
@@ -233,7 +233,8 @@ def score_test(config: Config, workdir: pathlib.Path) -> dict[str, Any]:
     scores, translations = score_translator(Translator.from_workdir(workdir), corpora)
     if not hosts.is_first():
         return scores
-    (workdir / TEST_FILE).write_text(json.dumps(scores) + "\n")
+    with atomic_write(workdir / TEST_FILE) as file:
+        file.write(json.dumps(scores) + "\n")
     pairs = itertools.chain.from_iterable(pairs for _, pairs in corpora)
     for pair, translation in itertools.islice(zip(pairs, translations), _SAMPLES):
         print(f"source      {pair.source}")

@@ -8,7 +8,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from transformer_jax.storage import atomic_write
+from transformer_jax.storage import atomic_write, from_json
 from transformer_jax.training.loss import Sums
 
 FILE = "metrics.jsonl"
@@ -105,7 +105,7 @@ class MetricLog:
         path = workdir / FILE
         kept = []
         if path.exists():
-            lines = path.read_text().splitlines()
+            lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
             kept = [x for x in lines if _step(x) <= (evaluated if "valid_loss" in x else step)]
         with atomic_write(path) as file:
             file.writelines(line + "\n" for line in kept)
@@ -136,8 +136,9 @@ class MetricLog:
 
 
 def _step(line: str) -> float:
-    """The step of a line; infinity for a line cut off by a crash."""
+    """The step of a line; infinity for a line cut off by a crash, or damaged."""
     try:
-        return json.loads(line)["step"]
-    except (json.JSONDecodeError, KeyError, TypeError):
+        step = from_json(line)["step"]
+    except (ValueError, KeyError, TypeError):
         return math.inf
+    return step if isinstance(step, int) else math.inf
