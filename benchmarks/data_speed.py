@@ -15,10 +15,9 @@ are formulas: what the order of its rows costs in time and memory.
 """
 
 import json
-import os
 import pathlib
+import resource
 import tempfile
-import threading
 import time
 import tracemalloc
 
@@ -42,39 +41,6 @@ _PEER = flags.DEFINE_bool("peer", True, "Run Grain beside it.")
 _PEER_PAIRS = flags.DEFINE_integer("peer_pairs", 0, "Pairs that Grain packs; 0 = all.", 0)
 _PEER_BINS = flags.DEFINE_integer("peer_bins", 64, "Grain's num_packing_bins.", lower_bound=1)
 _SIMULATE = flags.DEFINE_integer("simulate_pairs", 0, "Size of a corpus to simulate.", 0)
-
-
-class Memory(threading.Thread):
-    """Watches the resident memory of this process and its children."""
-
-    def __init__(self):
-        super().__init__(daemon=True)
-        self.peak, self._over = 0, threading.Event()
-
-    def run(self) -> None:
-        while not self._over.wait(0.02):
-            self.peak = max(self.peak, self._resident())
-
-    def _resident(self) -> int:
-        children: dict[int, list[int]] = {}
-        resident = {}
-        for stat in pathlib.Path("/proc").glob("[0-9]*/stat"):
-            try:
-                fields = stat.read_text().rpartition(")")[2].split()
-            except OSError:  # it has ended
-                continue
-            process = int(stat.parent.name)
-            children.setdefault(int(fields[1]), []).append(process)
-            resident[process] = int(fields[21]) * os.sysconf("SC_PAGE_SIZE")
-        family = [os.getpid()]
-        for process in family:
-            family.extend(children.get(process, []))
-        return sum(resident.get(process, 0) for process in family)
-
-    def stop(self) -> int:
-        self._over.set()
-        self.join()
-        return self.peak
 
 
 def read_epoch(batches: Batches) -> dict:
@@ -107,8 +73,6 @@ def ours(cache: pathlib.Path) -> tuple[dict, TokenStore, Batches]:
         seconds[f"{name}_s"] = time.perf_counter() - start
         return result
 
-    memory = Memory()
-    memory.start()
     (corpus,) = parse_corpora(_TRAIN.value, source, target)
     vocabulary = timed("vocabulary", lambda: Vocabulary.train([corpus], _VOCAB.value, _KIND.value))
     filters = Filters(_MAX_LENGTH.value)
@@ -133,7 +97,7 @@ def ours(cache: pathlib.Path) -> tuple[dict, TokenStore, Batches]:
             "pairs": len(store),
             "second_start_s": second,
             "epoch_s": epoch["seconds"],
-            "peak_rss_bytes": memory.stop(),
+            "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
             "row_lengths": list(shape),
             "fill": epoch["fill"],
             "fill_source": epoch["fill_source"],

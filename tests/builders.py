@@ -1,6 +1,7 @@
 """Tiny models, stores, batches and configs that the tests share."""
 
 import functools
+import itertools
 
 import jax
 import numpy as np
@@ -15,6 +16,7 @@ from transformer_jax.config import (
     TrainingConfig,
 )
 from transformer_jax.data.batches import Batch
+from transformer_jax.data.corpora import Pair, parse_corpora
 from transformer_jax.data.token_store import Side, TokenStore
 from transformer_jax.data.vocabulary import EOS
 from transformer_jax.model.build import build
@@ -45,6 +47,11 @@ def model_parts(vocab_size: int = VOCAB_SIZE, seed: int = 0, **fields):
 def make_model(vocab_size: int = VOCAB_SIZE, seed: int = 0, **fields):
     """The model of `model_parts`."""
     return nnx.merge(*model_parts(vocab_size, seed, **fields))
+
+
+def read_pairs(names: str, source: str, target: str, **options) -> list[Pair]:
+    """All pairs of a corpus or mixture, one corpus after the other."""
+    return list(itertools.chain.from_iterable(parse_corpora(names, source, target, **options)))
 
 
 def random_store(

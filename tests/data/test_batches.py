@@ -283,7 +283,7 @@ def test_corpora_are_drawn_as_their_weights_say(make_batches, how, weights):
     corpora = [[(8, 8)] * (1 + 20 * i) for i in range(len(weights))]
     batches = make_batches(corpora, how, 8, 0, weights)
     shares = np.array(weights) / sum(weights)
-    np.testing.assert_allclose(batches.shares, shares, atol=1 / 1024)
+    np.testing.assert_allclose(batches.schedule.shares, shares, atol=1 / 1024)
     for steps in (100, 1024):
         drawn = draws(batches, steps)
         counts = np.array([len(drawn[corpus]) for corpus in range(len(weights))])
@@ -296,10 +296,10 @@ def test_without_weights_sizes_and_temperature_decide(make_batches, how, tempera
     corpora = [[(8, 8)] * size for size in (90, 10, 1)]
     batches = make_batches(corpora, how, 8, 0, temperature=temperature)
     wanted = (np.array([90, 10, 1]) / 90) ** (1 / temperature)
-    np.testing.assert_allclose(batches.shares, wanted / wanted.sum(), atol=1.5 / 1024)
+    np.testing.assert_allclose(batches.schedule.shares, wanted / wanted.sum(), atol=1.5 / 1024)
     drawn = draws(batches, 1024)
     counts = np.array([len(drawn[corpus]) for corpus in range(3)])
-    np.testing.assert_allclose(counts / 1024, batches.shares, atol=2 / 1024)
+    np.testing.assert_allclose(counts / 1024, batches.schedule.shares, atol=2 / 1024)
 
 
 @pytest.mark.parametrize("how", [Shape(0, 0), 2], ids=["packed", "bucketed"])

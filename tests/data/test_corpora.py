@@ -6,8 +6,9 @@ import shutil
 
 import numpy as np
 import pytest
+from builders import read_pairs
 
-from transformer_jax.data.corpora import Corpus, Pair, parse_corpora, read_corpus
+from transformer_jax.data.corpora import Corpus, Pair, parse_corpora
 
 WRITERS = {"": open, ".gz": gzip.open, ".xz": lzma.open}
 ENGLISH = [f"line {i} ü" for i in range(5)]
@@ -35,7 +36,7 @@ def fingerprint(corpus: str, *languages: str, **options) -> str:
 
 def error_of(corpus: str, *languages: str) -> str:
     with pytest.raises(ValueError) as error:
-        list(read_corpus(corpus, *(languages or ("en", "de"))))
+        read_pairs(corpus, *(languages or ("en", "de")))
     assert "\n" not in str(error.value)
     return str(error.value)
 
@@ -52,7 +53,7 @@ def test_text_keeps_order_whatever_the_compression(tmp_path, english, german):
 def test_languages_choose_the_sides(tmp_path):
     write(tmp_path / "c.en", ENGLISH)
     write(tmp_path / "c.de", GERMAN)
-    pairs = list(read_corpus(f"text:{tmp_path / 'c'}", "de", "en"))
+    pairs = read_pairs(f"text:{tmp_path / 'c'}", "de", "en")
     assert pairs[0] == Pair(GERMAN[0], ENGLISH[0])
 
 
@@ -158,7 +159,7 @@ def test_a_side_that_is_not_there_is_told_with_what_was_meant(tmp_path, names, l
     write(tmp_path / "x.en", ENGLISH)
     write(tmp_path / "x.ko.gz", ENGLISH)
     with pytest.raises((OSError, ValueError), match=told):
-        list(read_corpus(names.format(x=tmp_path / "x"), *languages.split("-")))
+        read_pairs(names.format(x=tmp_path / "x"), *languages.split("-"))
 
 
 def test_a_space_after_the_comma_of_a_mixture_is_no_part_of_a_name():
@@ -186,7 +187,7 @@ def test_tsv_has_source_and_target_and_ignores_further_columns(tmp_path, suffix)
     path = tmp_path / f"c.tsv{suffix}"
     write(path, ["\ufeffone ü\teins ß", "two\tzwei\tlicence\t", "\tdrei", "four\t\r"])
     pairs = [Pair("one ü", "eins ß"), Pair("two", "zwei"), Pair("", "drei"), Pair("four", "")]
-    assert list(read_corpus(f"tsv:{path}", "en", "de")) == pairs
+    assert read_pairs(f"tsv:{path}", "en", "de") == pairs
 
 
 def test_tsv_errors_say_where(tmp_path):
@@ -198,7 +199,7 @@ def test_tsv_errors_say_where(tmp_path):
     path.write_bytes(b"one\teins\ntwo\tzw\xffei\n")
     assert f"{path}, line 2: not valid UTF-8" in error_of(f"tsv:{path}")
     with pytest.raises(FileNotFoundError, match="none.tsv"):
-        list(read_corpus(f"tsv:{tmp_path / 'none.tsv'}", "en", "de"))
+        read_pairs(f"tsv:{tmp_path / 'none.tsv'}", "en", "de")
 
 
 @pytest.mark.parametrize("name", ["", "text", "text:", "textfile:x", "/a/path"])
@@ -265,7 +266,7 @@ def test_weights_are_of_all_corpora_or_of_none(names):
 def test_tags_are_of_each_corpus_target_and_not_on_sources_without_text(tmp_path):
     write(tmp_path / "a.tsv", ["one\teins", " \tzwei", "\tdrei", "four\t\u3000\u00a0"])
     name = f"tsv:{tmp_path / 'a.tsv'}"
-    pairs = list(read_corpus(f"{name},{name}@it-en", "en", "de", language_tags=True))
+    pairs = read_pairs(f"{name},{name}@it-en", "en", "de", language_tags=True)
     sources = ["<2de> one", "", "", "<2de> four", "<2en> one", "", "", "<2en> four"]
     assert pairs == [Pair(*x) for x in zip(sources, ["eins", "zwei", "drei", ""] * 2)]
 
@@ -276,7 +277,7 @@ def test_a_mixture_is_read_one_corpus_after_the_other(tmp_path):
         write(tmp_path / f"{name}.de", GERMAN)
     names = f"text:{tmp_path / 'b'}@1,text:{tmp_path / 'a'}@de-en@9"
     wanted = [*zip([f"b {x}" for x in ENGLISH], GERMAN), *zip(GERMAN, [f"a {x}" for x in ENGLISH])]
-    assert list(read_corpus(names, "en", "de")) == [Pair(*pair) for pair in wanted]
+    assert read_pairs(names, "en", "de") == [Pair(*pair) for pair in wanted]
 
 
 @pytest.mark.parametrize("max_pairs", [1, 5])
@@ -341,7 +342,7 @@ def test_a_corpus_that_is_no_longer_what_it_was_is_told(tmp_path):
 def test_a_tag_names_a_language_with_its_hyphens(tmp_path):
     write(tmp_path / "a.tsv", ["one\teins"])
     name = f"tsv:{tmp_path / 'a.tsv'}@en-zh-Hans"
-    (pair,) = read_corpus(name, "en", "de", language_tags=True)
+    (pair,) = read_pairs(name, "en", "de", language_tags=True)
     assert pair.source == "<2zh-Hans> one"
 
 
@@ -360,7 +361,7 @@ def digits(monkeypatch):
 
 def test_number_splits_share_nothing_and_are_a_million(digits):
     splits = [
-        [int(pair.target.replace(",", "")) for pair in read_corpus(f"numbers:{split}", "en", "de")]
+        [int(pair.target.replace(",", "")) for pair in read_pairs(f"numbers:{split}", "en", "de")]
         for split in ("train", "valid", "test")
     ]
     assert [len(split) for split in splits] == [998_000, 1000, 1000]
@@ -372,7 +373,7 @@ def test_spoken_numbers_are_short_and_without_commas_often(digits):
     """And none is held out, and the targets of all have their commas."""
     (corpus,) = parse_corpora("numbers:spoken", "en", "de", max_pairs=60_000)
     pairs = list(corpus)
-    held_out = read_corpus("numbers:valid,numbers:test", "en", "de")
+    held_out = read_pairs("numbers:valid,numbers:test", "en", "de")
     assert not {pair.target for pair in held_out} & {pair.target for pair in pairs}
     assert {str(n) for n in range(100)} <= {pair.source for pair in pairs}
     assert 0.18 < np.mean([len(pair.target) <= 5 for pair in pairs]) < 0.25  # below ten thousand
@@ -382,7 +383,7 @@ def test_spoken_numbers_are_short_and_without_commas_often(digits):
 
 
 def test_a_range_of_numbers_is_all_of_them_in_order(digits):
-    pairs = list(read_corpus("numbers:998-1001", "en", "de"))
+    pairs = read_pairs("numbers:998-1001", "en", "de")
     assert [pair.source for pair in pairs] == ["998", "999", "1,000", "1,001"]
     for wrong in ("9-8", "0-1000000", "5"):
         assert f"numbers:{wrong}" in error_of(f"numbers:{wrong}")

@@ -6,8 +6,9 @@ import io
 import urllib.error
 
 import pytest
+from builders import read_pairs
 
-from transformer_jax.data.corpora import parse_corpora, read_corpus
+from transformer_jax.data.corpora import parse_corpora
 from transformer_jax.data.downloads import fetched
 
 TEXT = "größer\n".encode()
@@ -74,7 +75,7 @@ def test_multi30k_is_what_its_folder_holds(cache):
     for name in ("val", "test_2016_flickr"):
         (folder / f"{name}.en").write_text(f"a {name}\n")
         (folder / f"{name}.de").write_text(f"ein {name}\n")
-    assert list(read_corpus("multi30k:valid,multi30k:test@de-en", "en", "de")) == [
+    assert read_pairs("multi30k:valid,multi30k:test@de-en", "en", "de") == [
         ("a val", "ein val"),
         ("ein test_2016_flickr", "a test_2016_flickr"),
     ]
@@ -86,7 +87,7 @@ def test_multi30k_is_what_its_folder_holds(cache):
 def test_multi30k_without_a_network_names_address_and_folder(answers, cache):
     answers.append(urllib.error.URLError("no network"))
     with pytest.raises(OSError) as error:
-        list(read_corpus("multi30k:train", "en", "de"))
+        read_pairs("multi30k:train", "en", "de")
     address = "https://raw.githubusercontent.com/multi30k/dataset/master/data/task1/raw/train.en.gz"
     assert str(error.value).startswith(f"{address} cannot be downloaded (no network): ")
     assert str(cache / "multi30k/train.en") in str(error.value)
@@ -95,7 +96,7 @@ def test_multi30k_without_a_network_names_address_and_folder(answers, cache):
 @pytest.mark.parametrize("rest", ["dev@en-de", "train@en-fr", "val@en-de"])
 def test_what_multi30k_has_not_is_refused(rest):
     with pytest.raises(ValueError, match=r"is none of multi30k:train, multi30k:valid and multi30k"):
-        list(read_corpus(f"multi30k:{rest}", "en", "de"))
+        read_pairs(f"multi30k:{rest}", "en", "de")
 
 
 def test_a_test_set_of_sacrebleu_is_source_and_reference(tmp_path, monkeypatch):
@@ -105,19 +106,19 @@ def test_a_test_set_of_sacrebleu_is_source_and_reference(tmp_path, monkeypatch):
     monkeypatch.setattr(
         "sacrebleu.utils.get_reference_files", lambda *_: [str(tmp_path / "set.de")]
     )
-    pairs = list(read_corpus("sacrebleu:wmt14", "en", "de"))
+    pairs = read_pairs("sacrebleu:wmt14", "en", "de")
     assert pairs == [("en 1", "de 1"), ("en 2", "de 2")]
 
 
 def test_a_test_set_that_is_not_there_is_one_sentence(monkeypatch):
     with pytest.raises(ValueError, match=r"no test set 'wmt14' in en-ko, only cs-en, de-en"):
-        list(read_corpus("sacrebleu:wmt14", "en", "ko"))
+        read_pairs("sacrebleu:wmt14", "en", "ko")
     with pytest.raises(ValueError, match=r"no test set 'none' in en-de, only .*wmt14"):
-        list(read_corpus("sacrebleu:none", "en", "de"))
+        read_pairs("sacrebleu:none", "en", "de")
 
     def fails(*_):
         raise urllib.error.URLError("no network")
 
     monkeypatch.setattr("sacrebleu.utils.get_source_file", fails)
     with pytest.raises(OSError, match=r"cannot fetch its test set wmt14 in en-de: .*no network"):
-        list(read_corpus("sacrebleu:wmt14", "en", "de"))
+        read_pairs("sacrebleu:wmt14", "en", "de")

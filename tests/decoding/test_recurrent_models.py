@@ -1,14 +1,12 @@
 """RNNs behind the same engine, translator and ensemble as the Transformer."""
 
-import itertools
-
 import jax
 import numpy as np
 import pytest
+from builders import read_pairs
 from flax import nnx
 
 from transformer_jax.config import Config
-from transformer_jax.data.corpora import read_corpus
 from transformer_jax.data.vocabulary import Vocabulary
 from transformer_jax.decoding.engine import Models
 from transformer_jax.decoding.options import SearchOptions
@@ -16,7 +14,7 @@ from transformer_jax.decoding.translator import Translator
 from transformer_jax.devices import replicate
 from transformer_jax.model.build import build
 
-PAIRS = list(itertools.islice(read_corpus("numbers:valid", "en", "de"), 300))
+PAIRS = read_pairs("numbers:valid", "en", "de")[:300]
 LINES = ["seven", " and ".join(p.source for p in PAIRS[:3]), "", PAIRS[3].source, "eleven twelve"]
 VOCAB = 100
 FIELDS = {

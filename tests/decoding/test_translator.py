@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from builders import read_pairs
 from flax import nnx
 
 from transformer_jax.config import Config, DecodingConfig
-from transformer_jax.data.corpora import read_corpus
 from transformer_jax.data.vocabulary import BOS, EOS, PAD, Vocabulary
 from transformer_jax.decoding import alignment, engine, scoring
 from transformer_jax.decoding.engine import Models
@@ -22,7 +22,7 @@ from transformer_jax.devices import replicate
 from transformer_jax.model.masks import sentence_tokens
 from transformer_jax.model.transformer import Transformer
 
-PAIRS = list(itertools.islice(read_corpus("numbers:valid", "en", "de"), 300))
+PAIRS = read_pairs("numbers:valid", "en", "de")[:300]
 # Of lengths in three buckets, in no order, with empty and blank ones between.
 LINES = [
     "seven",

@@ -4,14 +4,14 @@ import dataclasses
 import re
 
 import pytest
+from builders import read_pairs
 
 from transformer_jax.config import Config, DataConfig, DecodingConfig, ModelConfig, TrainingConfig
-from transformer_jax.data.corpora import read_corpus
 from transformer_jax.data.vocabulary import Vocabulary
 from transformer_jax.training.dry_run import dry_run
 from transformer_jax.training.loop import train
 
-PAIRS = list(read_corpus("numbers:valid", "en", "de"))
+PAIRS = read_pairs("numbers:valid", "en", "de")
 
 
 @pytest.fixture
@@ -91,7 +91,7 @@ def test_many_left_out_are_warned_of(config, tmp_path, capsys):
 
 
 def test_a_vocabulary_of_other_text_is_warned_of(config, tmp_path, capsys):
-    other = [list(read_corpus("numbers:valid", "ko", "ko"))]
+    other = [read_pairs("numbers:valid", "ko", "ko")]
     config.data.vocab_size, config.data.byte_fallback = DataConfig.vocab_size, True
     Vocabulary.train(other, 40, "bpe").save(tmp_path / "ko.model")
     said = warnings_of(config, tmp_path, capsys, vocabulary=str(tmp_path / "ko.model"))

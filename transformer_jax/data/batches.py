@@ -10,25 +10,19 @@ from typing import NamedTuple
 import numpy as np
 
 from transformer_jax.data.packing import Rows, Shape
-from transformer_jax.data.permutation import keys, permuted
+from transformer_jax.data.permutation import permuted
 from transformer_jax.data.subword_sampling import Resampler
-from transformer_jax.data.token_store import Side, TokenStore
+from transformer_jax.data.token_store import Side, TokenStore, flat
 from transformer_jax.data.vocabulary import BOS, PAD
 from transformer_jax.model.masks import Tokens
 
 
 class Batch(NamedTuple):
-    """Rows of sentence pairs for teacher forcing, int32; a pair has one segment number.
+    """Rows of sentence pairs for teacher forcing, int32; a pair has one segment number."""
 
-    Attributes:
-      source: Tokens, [B, S] each; sentences close with EOS.
-      target: Tokens, [B, T] each, the decoder's input: sentences begin with BOS.
-      labels: [B, T] the next token at each position of the target, up to EOS.
-    """
-
-    source: Tokens
-    target: Tokens
-    labels: np.ndarray
+    source: Tokens  # [B, S] each; sentences close with EOS
+    target: Tokens  # [B, T] each, the decoder's input: sentences begin with BOS
+    labels: np.ndarray  # [B, T] the next token at each position of the target, up to EOS
 
 
 class BatchRows(NamedTuple):
@@ -95,15 +89,10 @@ class Batches:
         return [(n, x.shape) for n, x, some in zip(self.batch_rows, self.rows[0], used) if some]
 
     @property
-    def shares(self) -> np.ndarray:
-        """Shares of the corpora in what is drawn."""
-        return self.schedule.shares
-
-    @property
     def steps_per_epoch(self) -> np.ndarray:
         """[corpora] batches in which each corpus is seen once."""
         drawn = self.batch_rows[0] if self.packed else 1
-        return self.epoch_sizes / (self.shares * drawn)
+        return self.epoch_sizes / (self.schedule.shares * drawn)
 
     @property
     def positions_per_epoch(self) -> int:
@@ -115,7 +104,7 @@ class Batches:
         tokens = np.zeros(2)
         positions = np.zeros(2)
         for store, buckets, counts, share in zip(
-            self.stores, self.rows, self._batches, self.shares / self.epoch_sizes
+            self.stores, self.rows, self._batches, self.schedule.shares / self.epoch_sizes
         ):
             # Of each corpus as much as is drawn of it.
             tokens += share * np.array([store.source.ids.size, store.target.ids.size])
@@ -141,9 +130,7 @@ class Batches:
         return self._packed_rows_at(step) if self.packed else self._bucketed_rows_at(step)
 
     def _order(self, index: np.ndarray, size: int, *key: int | np.ndarray) -> np.ndarray:
-        if self.seed is None:
-            return index
-        return permuted(index, size, np.broadcast_to(keys(self.seed, *key), index.shape))
+        return index if self.seed is None else permuted(index, size, self.seed, *key)
 
     def _packed_rows_at(self, step: int) -> tuple[int, list[BatchRows]]:
         turns = step * self.batch_rows[0] + np.arange(self.batch_rows[0])
@@ -191,14 +178,15 @@ class Batches:
         inputs = np.roll(labels, 1)
         inputs[np.cumsum(target_lengths) - target_lengths] = BOS
         _write(batch.source, source_ids, source_lengths, index, counts)
-        flat = _write(batch.target, inputs, target_lengths, index, counts)
-        batch.labels.reshape(-1)[flat] = labels
+        positions = _write(batch.target, inputs, target_lengths, index, counts)
+        batch.labels.reshape(-1)[positions] = labels
 
 
 class MixtureSchedule:
     """Deterministic interleaving of corpora in proportion to their weights.
 
-    A period of turns holds each corpus as often as its weight says, at equal distances.
+    A period of turns holds each corpus as often as its weight says, at equal distances; `shares`
+    are those of the corpora in the turns.
     """
 
     # Weights are rounded to whole turns, never to none, of so many that the smallest is whole.
@@ -216,16 +204,8 @@ class MixtureSchedule:
         rank = _ranges(np.zeros_like(self._counts), self._counts)
         order = np.argsort((rank + 0.5) / self._counts[corpus], kind="stable")
         self._corpus, self._rank = corpus[order], rank[order]
-
-    @property
-    def period(self) -> int:
-        """Turns after which the corpora follow each other as before."""
-        return len(self._corpus)
-
-    @property
-    def shares(self) -> np.ndarray:
-        """Share of each corpus in the turns."""
-        return self._counts / self._counts.sum()
+        self.period = len(order)
+        self.shares = self._counts / self.period
 
     def locate(self, turn_B: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Corpus of each turn, and how many turns that corpus had before."""
@@ -245,8 +225,7 @@ def empty_batch(rows: int, shape: Shape) -> Batch:
 def pad_rows(sentences: Sequence[Sequence[int]], rows: int, length: int) -> Tokens:
     """Sentences as Tokens [rows, length], one a row; rows without a sentence are padding."""
     tokens = empty_batch(rows, Shape(length, 0)).source
-    lengths = np.array([len(sentence) for sentence in sentences], np.int64)
-    ids = np.fromiter((i for sentence in sentences for i in sentence), np.int32, lengths.sum())
+    ids, lengths = flat(sentences, np.int32)
     _write(tokens, ids, lengths, np.arange(len(sentences)), np.ones(len(sentences), np.int64))
     return tokens
 
@@ -267,20 +246,17 @@ def _sentences(side: Side, pairs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def _write(
     tokens: Tokens, ids: np.ndarray, lengths: np.ndarray, rows: np.ndarray, counts: np.ndarray
 ) -> np.ndarray:
-    """Writes sentences side by side into rows of padding; returns indices into flat arrays.
+    """Writes sentences side by side into `rows` of padding, `counts` of them into each.
 
-    Args:
-      tokens: arrays of a batch.
-      ids, lengths: of the sentences, end to end.
-      rows, counts: of the rows that have any: their index, and how many sentences each has.
+    Returns their indices into the flattened arrays.
     """
     before = np.cumsum(lengths) - lengths
     first = np.cumsum(counts) - counts  # sentence of each row
     in_row = before - np.repeat(before[first], counts)
     positions = _ranges(np.zeros_like(lengths), lengths)
-    flat = np.repeat(np.repeat(rows, counts) * tokens.ids.shape[1] + in_row, lengths) + positions
-    tokens.ids.reshape(-1)[flat] = ids
-    tokens.positions.reshape(-1)[flat] = positions
+    index = np.repeat(np.repeat(rows, counts) * tokens.ids.shape[1] + in_row, lengths) + positions
+    tokens.ids.reshape(-1)[index] = ids
+    tokens.positions.reshape(-1)[index] = positions
     segments = _ranges(np.ones_like(counts), counts)
-    tokens.segments.reshape(-1)[flat] = np.repeat(segments, lengths)
-    return flat
+    tokens.segments.reshape(-1)[index] = np.repeat(segments, lengths)
+    return index

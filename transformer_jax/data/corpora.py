@@ -44,24 +44,16 @@ class Pair(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Corpus:
-    """One corpus of a mixture, or the only one.
+    """One corpus of a mixture, or the only one."""
 
-    Attributes:
-      name: KIND:REST, without languages and weight.
-      source_language, target_language: of this corpus.
-      weight: share of training, relative to the other corpora's; 0 = none was given.
-      tag: what each source begins with, such as "<2de>"; "" = nothing.
-      max_pairs: maximum of pairs read; 0 = all.
-      hashes: of its files, which are then hashed whenever they are read to the end; None = they
-        are read for `fingerprint` alone.
-    """
-
-    name: str
+    name: str  # KIND:REST, without languages and weight
     source_language: str
     target_language: str
-    weight: float = 0.0
-    tag: str = ""
-    max_pairs: int = 0
+    weight: float = 0.0  # share of training, relative to the other corpora's; 0 = none was given
+    tag: str = ""  # what each source begins with, such as "<2de>"
+    max_pairs: int = 0  # maximum of pairs read; 0 = all
+    # Of its files, which are then hashed whenever they are read to the end; None = they are read
+    # for `fingerprint` alone.
     hashes: FileHashes | None = dataclasses.field(default=None, compare=False)
 
     def __iter__(self) -> Iterator[Pair]:
@@ -108,22 +100,15 @@ class Corpus:
 
 
 class _Source(NamedTuple):
-    """What the pairs of a corpus are read from.
-
-    Attributes:
-      kind: of corpus.
-      files: that hold the pairs.
-      pairs: reads source and target texts, from the open files where `is_text`.
-      content: what else than the files they depend on.
-      key: of the fingerprint, beyond that.
-    """
+    """What the pairs of a corpus are read from."""
 
     kind: str
-    files: list[str]
+    files: list[str]  # that hold the pairs
+    # Reads source and target texts, from the open files where `is_text`.
     pairs: Callable[[list[BinaryIO]], Iterator[tuple[str, str]]]
     is_text: bool = True
-    content: Any = ""
-    key: tuple[str, ...] = ()
+    content: Any = ""  # what else than the files they depend on
+    key: tuple[str, ...] = ()  # of the fingerprint, beyond that
 
 
 def parse_corpora(
@@ -135,14 +120,10 @@ def parse_corpora(
     language_tags: bool = False,
     hashes: FileHashes | None = None,
 ) -> list[Corpus]:
-    """The corpora of a string, which are one or a mixture of several.
+    """The corpora of a string as this module's docstring has it, with `max_pairs` of each.
 
-    Args:
-      names: as this module's docstring has it.
-      source_language, target_language: of corpora that name none.
-      max_pairs: maximum of pairs of each; 0 = all.
-      language_tags: begin each source with a tag of its target language.
-      hashes: as of `Corpus`.
+    The languages are those of corpora that name none; `language_tags` begins each source with a
+    tag of its target language.
     """
     corpora = []
     for item in re.split(rf"\s*,\s*(?=(?:{'|'.join(_KINDS)}):)", names.strip()):
@@ -188,14 +169,6 @@ def _weight(text: str, item: str) -> float:
     if not 0 < weight < math.inf:
         raise ValueError(f"the weight {text} of corpus {item!r} must be above zero, and finite")
     return weight
-
-
-def read_corpus(
-    names: str, source_language: str, target_language: str, *, language_tags: bool = False
-) -> Iterator[Pair]:
-    """All pairs of a corpus or mixture, one corpus after the other; errors as `Corpus` has."""
-    corpora = parse_corpora(names, source_language, target_language, language_tags=language_tags)
-    return itertools.chain.from_iterable(corpora)
 
 
 def _text(paths: list[str]) -> _Source:

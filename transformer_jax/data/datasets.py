@@ -45,12 +45,9 @@ class RunData(NamedTuple):
 def load_data(
     config: Config, vocabulary_file: pathlib.Path | None = None, *, resumed: bool = False
 ) -> RunData:
-    """Reads and tokenises the corpora.
+    """Reads and tokenises the corpora of a run, which an older version may have begun if `resumed`.
 
-    Args:
-      config: of the run.
-      vocabulary_file: the vocabulary; None = one is trained on the training corpora.
-      resumed: whether the run was begun, by an older version perhaps.
+    Without a file, a vocabulary is trained on the training corpora.
     """
     data = config.data
     if not data.train:

@@ -40,16 +40,11 @@ def multi30k_files(split: str, *languages: str) -> list[str]:
 
 
 def fetched(url: str, path: pathlib.Path, sha256: str) -> str:
-    """The path of a file, which is downloaded and unpacked first where it is not there.
-
-    Args:
-      url: of the file, packed by gzip.
-      path: where it is kept unpacked.
-      sha256: of the unpacked content.
+    """The path of a file, which is downloaded and unpacked (gzip) first where it is not there.
 
     Raises:
       OSError: it cannot be downloaded; the message says what to do.
-      ValueError: something else was downloaded.
+      ValueError: something else was downloaded, by the `sha256` of the unpacked content.
     """
     if path.exists():
         return os.fspath(path)

@@ -9,14 +9,13 @@ interchangeable, and so are rows with equal room left. Packing counts of them (a
 second for a million pairs.
 """
 
-import itertools
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from transformer_jax.data.permutation import keys, permuted
+from transformer_jax.data.permutation import permuted
 from transformer_jax.data.token_store import TokenStore
 from transformer_jax.heartbeat import heartbeat
 from transformer_jax.storage import Writer, cached
@@ -35,17 +34,11 @@ class Shape(NamedTuple):
 
 
 class Rows(NamedTuple):
-    """The rows of one corpus that have one shape.
-
-    Attributes:
-      shape: of each row.
-      pairs: [pairs] numbers of pairs in the store, row by row.
-      starts: [rows + 1] where each row begins in `pairs`; None = each holds one pair.
-    """
+    """The rows of one corpus that have one shape."""
 
     shape: Shape
-    pairs: np.ndarray
-    starts: np.ndarray | None
+    pairs: np.ndarray  # [pairs] numbers of pairs in the store, row by row
+    starts: np.ndarray | None  # [rows + 1] where each begins in `pairs`; None = each holds one pair
 
     def __len__(self) -> int:
         return len(self.pairs) if self.starts is None else len(self.starts) - 1
@@ -81,7 +74,7 @@ def packed_rows(
 
     def write(store: TokenStore, writer: Writer) -> None:
         written = 0
-        for first, lengths_P2 in _windows(store, growth):
+        for first, lengths_P2 in _windows([store], growth):
             order_P, starts = pack(np.minimum(lengths_P2, shape), shape, seed=first)
             writer.append("pairs", _indices(order_P + first, len(store)))
             writer.append("starts", starts[int(first > 0) :] + written)
@@ -100,17 +93,17 @@ def bucketed_rows(
     `stores`, `growth` and `cache` are as for `packed_rows`.
     """
     longer = np.zeros(0, np.int64)  # number of pairs by the length of their longer side
-    for _, lengths_P2 in _all_windows(stores, growth):
+    for _, lengths_P2 in _windows(stores, growth):
         counts = np.bincount(lengths_P2.max(axis=1))
         longer, counts = sorted((longer, counts), key=len)
         longer = np.pad(longer, (0, len(counts) - len(longer))) + counts
     ends = bucket_lengths(longer, num_buckets)
     longest = np.zeros((len(ends), 2), np.int64)
-    for _, lengths_P2 in _all_windows(stores, growth):
+    for _, lengths_P2 in _windows(stores, growth):
         np.maximum.at(longest, np.searchsorted(ends, lengths_P2.max(axis=1)), lengths_P2)
 
     def write(store: TokenStore, writer: Writer) -> None:
-        for first, lengths_P2 in _windows(store, growth):
+        for first, lengths_P2 in _windows([store], growth):
             bucket_P = np.searchsorted(ends, lengths_P2.max(axis=1))
             for bucket in range(len(ends)):
                 pairs = np.flatnonzero(bucket_P == bucket) + first
@@ -142,15 +135,12 @@ def _indices(pairs: np.ndarray, count: int) -> np.ndarray:
     return pairs.astype(np.uint32 if count <= 2**32 else np.int64)
 
 
-def _windows(store: TokenStore, growth: Growth) -> Iterator[tuple[int, np.ndarray]]:
-    """First pair of each window and [pairs, 2] room that each pair needs on either side."""
-    for first in range(0, len(store), WINDOW):
-        sides = (side.lengths(first, first + WINDOW) for side in (store.source, store.target))
-        yield first, np.ceil(np.stack(list(sides), axis=1) * growth).astype(np.int64)
-
-
-def _all_windows(stores: Sequence[TokenStore], growth: Growth) -> Iterator[tuple[int, np.ndarray]]:
-    return itertools.chain.from_iterable(_windows(store, growth) for store in stores)
+def _windows(stores: Sequence[TokenStore], growth: Growth) -> Iterator[tuple[int, np.ndarray]]:
+    """First pair of each store's windows and [pairs, 2] room that each pair needs on its sides."""
+    for store in stores:
+        for first in range(0, len(store), WINDOW):
+            sides = (side.lengths(first, first + WINDOW) for side in (store.source, store.target))
+            yield first, np.ceil(np.stack(list(sides), axis=1) * growth).astype(np.int64)
 
 
 def _row_shape(
@@ -158,7 +148,7 @@ def _row_shape(
 ) -> Shape:
     """The shape of packed rows: what is given, else of the corpora's own proportions."""
     total, longest, count = np.zeros(2), np.zeros(2, np.int64), 0
-    for _, lengths_P2 in _all_windows(stores, growth):
+    for _, lengths_P2 in _windows(stores, growth):
         total += lengths_P2.sum(axis=0)
         longest = np.maximum(longest, lengths_P2.max(axis=0))
         count += len(lengths_P2)
@@ -240,8 +230,7 @@ def pack(
         done += filled[cell].sum() * counts[cell]
     row_P, row_cell_P = (np.concatenate(column) for column in zip(*placements))
     # The pairs of a cell, in a random order, go to the rows of their cell.
-    index_P = np.arange(len(cell_P))
-    shuffled_P = permuted(index_P, len(cell_P), np.broadcast_to(keys(seed), index_P.shape))
+    shuffled_P = permuted(np.arange(len(cell_P)), len(cell_P), seed)
     pair_P = shuffled_P[np.argsort(cell_P[shuffled_P], kind="stable")]
     row_P = row_P[np.argsort(row_cell_P, kind="stable")]
     by_row_P = np.argsort(row_P, kind="stable")

@@ -5,7 +5,7 @@ import numpy as np
 _ROUNDS = 6
 
 
-def permuted(index_P: np.ndarray, size: int, key_P: np.ndarray) -> np.ndarray:
+def permuted(index_P: np.ndarray, size: int, *key: int | np.ndarray) -> np.ndarray:
     """The images of indices under a pseudo-random permutation of range(size).
 
     Each half of an index is in turn XORed with a hash of the other, which can be undone, so
@@ -15,20 +15,21 @@ def permuted(index_P: np.ndarray, size: int, key_P: np.ndarray) -> np.ndarray:
     Args:
       index_P: integers in [0, size).
       size: at most 2**62.
-      key_P: uint64, from `keys`; another key is another order.
+      key: one for all, or [P]; another key is another order.
 
     Returns:
       [P] int64, distinct for distinct indices of one key.
     """
+    key_P = np.broadcast_to(keys(*key), index_P.shape)
     half = np.uint64(max((max(size - 1, 1).bit_length() + 1) // 2, 1))
     mask = np.uint64((1 << int(half)) - 1)
     result_P = index_P.astype(np.uint64)
     walking = np.arange(len(result_P))
     while len(walking):
-        value, key = result_P[walking], key_P[walking]
+        value, key_W = result_P[walking], key_P[walking]
         left, right = value >> half, value & mask
         for number in range(_ROUNDS):
-            left, right = right, left ^ (_hash(right ^ _hash(key + np.uint64(number))) & mask)
+            left, right = right, left ^ (_hash(right ^ _hash(key_W + np.uint64(number))) & mask)
         result_P[walking] = left << half | right
         walking = walking[result_P[walking] >= size]
     return result_P.astype(np.int64)

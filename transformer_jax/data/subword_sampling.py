@@ -18,7 +18,7 @@ from sentencepiece import sentencepiece_model_pb2 as protocol
 
 from transformer_jax.data.packing import Growth, Shape
 from transformer_jax.data.permutation import keys
-from transformer_jax.data.token_store import TokenStore
+from transformer_jax.data.token_store import TokenStore, flat
 from transformer_jax.data.vocabulary import SPACE, Vocabulary
 
 _BEST = 64  # segmentations of a word that are drawn from (unigram)
@@ -132,15 +132,9 @@ class Resampler:
         counts: np.ndarray,
         shape: Shape,
     ) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Ids end to end and lengths of each side of the pairs.
+        """Ids end to end and lengths of each side of the pairs, [pairs], `counts` [rows] a row.
 
-        What a row has no room for stays as it is in the store.
-
-        Args:
-          store: the corpus; `corpus` is its number.
-          epochs, pairs: [pairs] epoch and number of each pair.
-          counts: [rows] pairs of each row, in their order.
-          shape: of the rows.
+        What a row has no room for stays as it is in the store, whose number is `corpus`.
         """
         result = []
         for number, (side, room) in enumerate(zip((store.source, store.target), shape)):
@@ -154,7 +148,5 @@ class Resampler:
                     sentence = drawn if len(drawn) - len(ids) <= spare else ids
                     spare -= len(sentence) - len(ids)
                     sentences.append(sentence)
-            lengths = np.array([len(sentence) for sentence in sentences], np.int64)
-            ids = np.concatenate([np.zeros(0, np.int32), *sentences]).astype(np.int32)
-            result.append((ids, lengths))
+            result.append(flat(sentences, np.int32))
         return result

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from transformer_jax.data.corpora import Corpus
 from transformer_jax.data.vocabulary import UNK, Vocabulary
-from transformer_jax.storage import Arrays, Writer, cached
+from transformer_jax.storage import Writer, cached
 
 _FORMAT = 2  # of the stored arrays: stores of another format are not found
 CHUNK = 20_000  # pairs tokenised in one call
@@ -43,21 +43,17 @@ _COUNTED = ("pairs", *REASONS, "same") + tuple(
 class TokenStore(NamedTuple):
     """The pairs of a corpus that can be trained on, each side closed by EOS.
 
-    Attributes:
-      source, target: the two sides.
-      counts: "pairs" that were read, those left out for each of `REASONS`, those with the
-        "same" text on both sides; and of the pairs that are here "source unknown" and
-        "target unknown" symbols, "source characters" and "target characters", and the number
-        of targets that are "altered": encoding and decoding does not give them back.
-      lost: the characters that altered targets lose most often, with their number.
-      fingerprint: equal for equal content.
+    Counted are "pairs" that were read, those left out for each of `REASONS`, those with the "same"
+    text on both sides; and of the pairs that are here "source unknown" and "target unknown"
+    symbols, "source characters" and "target characters", and the number of targets that are
+    "altered": encoding and decoding does not give them back.
     """
 
     source: Side
     target: Side
     counts: dict[str, int]
-    fingerprint: int
-    lost: dict[str, int] = {}
+    fingerprint: int  # equal for equal content
+    lost: dict[str, int] = {}  # characters that altered targets lose most often, and their number
 
     def __len__(self) -> int:
         return len(self.source.offsets) - 1
@@ -76,17 +72,11 @@ class TokenStore(NamedTuple):
 
 
 class Filters(NamedTuple):
-    """Which pairs are left out, beside those with an empty side.
+    """Which pairs are left out, beside those with an empty side."""
 
-    Attributes:
-      max_length: maximum of tokens of a side, EOS included.
-      max_ratio: maximum of tokens of one side for one of the other; 0 = any.
-      drop_identical: leave out pairs with the same text on both sides.
-    """
-
-    max_length: int
-    max_ratio: float = 0.0
-    drop_identical: bool = False
+    max_length: int  # of a side, in tokens, EOS included
+    max_ratio: float = 0.0  # maximum of tokens of one side for one of the other; 0 = any
+    drop_identical: bool = False  # leave out pairs with the same text on both sides
 
 
 def open_store(
@@ -105,10 +95,7 @@ def open_store(
         return counts
 
     key = [_FORMAT, content, vocabulary.fingerprint(), *filters]
-    return _store(cached(cache, "tokens", key, f"the tokens of {corpus.name}", build))
-
-
-def _store(entry: Arrays) -> TokenStore:
+    entry = cached(cache, "tokens", key, f"the tokens of {corpus.name}", build)
     source, target = (
         Side(entry.arrays[f"{side}_ids"], entry.arrays[f"{side}_offsets"])
         for side in ("source", "target")
@@ -176,7 +163,7 @@ def _tokenize(
     tag: str,
 ) -> Chunk:
     encoded = vocabulary.encode_sources(sources), vocabulary.encode(targets)
-    ids, lengths = zip(*(_flat(sentences, _dtype(vocabulary)) for sentences in encoded))
+    ids, lengths = zip(*(flat(sentences, _dtype(vocabulary)) for sentences in encoded))
     kept, counts = _filtered(sources, targets, lengths, filters, tag)
     ids = tuple(x[np.repeat(kept, n)] for x, n in zip(ids, lengths))
     for name, texts, side in zip(("source", "target"), (sources, targets), ids):
@@ -191,11 +178,11 @@ def _tokenize(
     return Chunk(ids, tuple(x[kept] for x in lengths), counts, lost)
 
 
-def _flat(sentences: list[list[int]], dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:
+def flat(sentences: Sequence[Sequence[int]], dtype) -> tuple[np.ndarray, np.ndarray]:
     """Ids of all sentences end to end, and their lengths."""
     lengths = np.fromiter(map(len, sentences), np.int64, len(sentences))
-    flat = itertools.chain.from_iterable(sentences)
-    return np.fromiter(flat, dtype, int(lengths.sum())), lengths
+    ids = itertools.chain.from_iterable(sentences)
+    return np.fromiter(ids, dtype, int(lengths.sum())), lengths
 
 
 def _filtered(

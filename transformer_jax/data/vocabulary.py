@@ -181,17 +181,12 @@ class Vocabulary:
 
 
 class Sample(NamedTuple):
-    """What a vocabulary is learned from.
+    """What a vocabulary is learned from."""
 
-    Attributes:
-      texts: of both sides, drawn at random.
-      sizes: pairs of each corpus.
-      characters: of all texts, also of those not drawn, each of which gets a piece; None = those
-        of rare ones are spelt in bytes.
-    """
-
-    texts: list[str]
-    sizes: list[int]
+    texts: list[str]  # of both sides, drawn at random
+    sizes: list[int]  # pairs of each corpus
+    # Of all texts, also of those not drawn, each of which gets a piece; None = rare ones are spelt
+    # in bytes.
     characters: set[str] | None
 
 

@@ -5,28 +5,21 @@ from typing import NamedTuple
 
 import numpy as np
 
-from transformer_jax.data.vocabulary import EOS, UNK, Vocabulary
+from transformer_jax.data.vocabulary import EOS, SPACE, UNK, Vocabulary
 from transformer_jax.decoding.scoring import TokenPair
 
-_SPACE = "\u2581"  # how SentencePiece writes a space, if not as a byte
 _SPACE_BYTES = {f"<0x{byte:02X}>" for byte in b" \t\n\r"}
 
 
 class Alignment(NamedTuple):
-    """Which source word each target word attended to.
-
-    Attributes:
-      source_words, target_words: separated by spaces.
-      weights: [target words, source words] float32, the attention of a target word (the mean
-        over its tokens) to a source word (the sum over its tokens). What a row lacks to 1
-        went to EOS.
-      links: (source word, target word) from 0: each target word's best source word.
-    """
+    """Which source word each target word attended to; words are separated by spaces."""
 
     source_words: list[str]
     target_words: list[str]
+    # [target words, source words] float32, the attention of a target word (the mean over its
+    # tokens) to a source word (the sum over its tokens). What a row lacks to 1 went to EOS.
     weights: np.ndarray
-    links: list[tuple[int, int]]
+    links: list[tuple[int, int]]  # (source word, target word) from 0: each target word's best
 
     @property
     def pharaoh(self) -> str:
@@ -59,8 +52,8 @@ def _words(vocabulary: Vocabulary, ids: Sequence[int]) -> tuple[list[str], list[
             previous = ""
             continue
         # An unknown token is written with spaces around it.
-        alone = token == UNK and previous != _SPACE
-        if not previous or alone or (piece.startswith(_SPACE) and previous != _SPACE):
+        alone = token == UNK and previous != SPACE
+        if not previous or alone or (piece.startswith(SPACE) and previous != SPACE):
             groups.append([])
         groups[-1].append(position)
         previous = "" if token == UNK else piece

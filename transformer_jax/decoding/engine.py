@@ -7,6 +7,7 @@ not hold up the rest.
 """
 
 import collections
+import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeVar
@@ -43,11 +44,20 @@ class Sentence(NamedTuple):
     seed: int = 0  # of sampling, 32 bits
 
 
-class Models(NamedTuple):
+@functools.partial(
+    jax.tree_util.register_dataclass, data_fields=["params"], meta_fields=["graphdefs"]
+)
+@dataclasses.dataclass(frozen=True)
+class Models:
     """One model or an ensemble, as `nnx.split` gives them; `params` replicated on all devices."""
 
     graphdefs: tuple[nnx.GraphDef, ...]
     params: tuple[Any, ...]
+
+    def merged(self) -> Any:
+        """The model, or the ensemble of models, behind the one protocol."""
+        models = [nnx.merge(*both) for both in zip(self.graphdefs, self.params, strict=True)]
+        return models[0] if len(models) == 1 else Ensemble(models)
 
 
 def bucket_lengths(longest: int) -> Iterator[int]:
@@ -112,10 +122,7 @@ class _Bucket:
         while self.pending or any(id is not None for id in self.running):
             self._fill()
             num_rows = np.int32(self.quantum if self.pending else self.options.rows)
-            params, graphdefs = self.models.params, self.models.graphdefs
-            self.state, done, hypotheses = run(
-                params, self.state, self.options, num_rows, graphdefs=graphdefs
-            )
+            self.state, done, hypotheses = run(self.models, self.state, self.options, num_rows)
             yield from finished  # while the devices compute
             done, hypotheses = jax.device_get((done, hypotheses))
             finished = []
@@ -158,11 +165,10 @@ class _Bucket:
         for row, sentence in enumerate(batch):
             self.encoded[row // rows_each].append((row % rows_each, sentence.id))
         self.fresh = encode(
-            self.models.params,
+            self.models,
             pad_rows([sentence.source for sentence in batch], batch_size, length),
             _constraints(batch, batch_size, max_length),
             self.options,
-            graphdefs=self.models.graphdefs,
         )
 
 
@@ -177,30 +183,24 @@ def _constraints(sentences: Sequence[Sentence], batch_size: int, max_length: int
     return Constraints(max_length_B, min_length_B, prefix_BT, seed_B)
 
 
-def merged(graphdefs: tuple[nnx.GraphDef, ...], params: tuple[Any, ...]):
-    """The model, or the ensemble of models, behind the one protocol."""
-    models = [nnx.merge(*both) for both in zip(graphdefs, params, strict=True)]
-    return models[0] if len(models) == 1 else Ensemble(models)
-
-
 def each_device(function: Callable, *specs: PartitionSpec) -> Callable:
     """`function` run by each device on its rows; `specs` are of its arguments, ALL or ROWS."""
     mesh = Mesh(np.array(jax.local_devices()), (AXIS,))
     return jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=ROWS, check_vma=False)
 
 
-@functools.partial(jax.jit, static_argnames="graphdefs")
+@jax.jit
 def encode(
-    params, source: Tokens, constraints: Constraints, options: SearchOptions, *, graphdefs
+    models: Models, source: Tokens, constraints: Constraints, options: SearchOptions
 ) -> State:
     """The searches of new sentences, before their first step."""
 
-    def first_state(params, source: Tokens, constraints: Constraints, options) -> State:
-        own = Search(merged(graphdefs, params), options, _IDS)
+    def first_state(models: Models, source: Tokens, constraints: Constraints, options) -> State:
+        own = Search(models.merged(), options, _IDS)
         memory = own.model.encode(source)
         return search.first_state(own, memory, constraints, source.segments != 0)
 
-    return each_device(first_state, ALL, ROWS, ROWS, ALL)(params, source, constraints, options)
+    return each_device(first_state, ALL, ROWS, ROWS, ALL)(models, source, constraints, options)
 
 
 @functools.partial(jax.jit, donate_argnames="state")
@@ -209,12 +209,12 @@ def refill(state: State, fresh: State, rows_J: jax.Array, fresh_rows_J: jax.Arra
     return each_device(search.refill, ROWS, ROWS, ROWS, ROWS)(state, fresh, rows_J, fresh_rows_J)
 
 
-@functools.partial(jax.jit, static_argnames="graphdefs", donate_argnames="state")
-def run(params, state: State, options: SearchOptions, num_rows: jax.Array, *, graphdefs):
+@functools.partial(jax.jit, donate_argnames="state")
+def run(models: Models, state: State, options: SearchOptions, num_rows: jax.Array):
     """The search until each device has `num_rows` more rows done: state, done_B, hypotheses."""
 
-    def run(params, state: State, options: SearchOptions, num_rows: jax.Array):
-        state = search.run(Search(merged(graphdefs, params), options, _IDS), state, num_rows)
+    def run(models: Models, state: State, options: SearchOptions, num_rows: jax.Array):
+        state = search.run(Search(models.merged(), options, _IDS), state, num_rows)
         return state, state.done_B, search.results(state, options)
 
-    return each_device(run, ALL, ROWS, ALL, ALL)(params, state, options, num_rows)
+    return each_device(run, ALL, ROWS, ALL, ALL)(models, state, options, num_rows)

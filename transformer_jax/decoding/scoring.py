@@ -6,7 +6,7 @@ As in the engine, a pair's own lengths decide the shape that it is computed in.
 import collections
 import functools
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ import numpy as np
 
 from transformer_jax.data.batches import pad_rows
 from transformer_jax.data.vocabulary import BOS, PAD
-from transformer_jax.decoding.engine import ALL, ROWS, Models, bucket_lengths, each_device, merged
+from transformer_jax.decoding.engine import ALL, ROWS, Models, bucket_lengths, each_device
 from transformer_jax.decoding.options import SearchOptions
 from transformer_jax.model.masks import Tokens
 
@@ -32,15 +32,11 @@ class TokenPair(NamedTuple):
 
 
 class Scored(NamedTuple):
-    """Of a pair of S source and T target tokens.
+    """Of a pair of S source and T target tokens."""
 
-    Attributes:
-      log_probs: [T] of each target token.
-      attention: "encoder" [L, H, S, S], "decoder" [L, H, T, T] and "cross" [L, H, T, S], those
-        that are wanted; row t belongs to the position that predicts target token t.
-    """
-
-    log_probs: np.ndarray
+    log_probs: np.ndarray  # [T] of each target token
+    # Those wanted of "encoder" [L, H, S, S], "decoder" [L, H, T, T] and "cross" [L, H, T, S]; row t
+    # belongs to the position that predicts target token t.
     attention: dict[str, np.ndarray]
 
 
@@ -60,14 +56,8 @@ def score(
             inputs = [[BOS, *pair.target[:-1]] for pair in batch]
             target = pad_rows(inputs, batch_size, shape[1])
             labels_BT = pad_rows([pair.target for pair in batch], batch_size, shape[1]).ids
-            log_probs_BT, weights = jax.device_get(
-                _score(
-                    models.params,
-                    *(source, target, labels_BT),
-                    graphdefs=models.graphdefs,
-                    attention=attention,
-                )
-            )
+            scores = _score(models, source, target, labels_BT, attention=attention)
+            log_probs_BT, weights = jax.device_get(scores)
             for row, pair in enumerate(batch):
                 own = {name: _unpadded(name, x[row], pair) for name, x in weights.items()}
                 yield pair.id, Scored(log_probs_BT[row, : len(pair.target)], own)
@@ -79,17 +69,19 @@ def _unpadded(name: str, weights: np.ndarray, pair: TokenPair) -> np.ndarray:
     return weights[:, :, : len(queries), : len(keys)]
 
 
-@functools.partial(jax.jit, static_argnames=("graphdefs", "attention"))
-def _score(params, source: Tokens, target: Tokens, labels_BT, **static):
-    function = each_device(functools.partial(_score_rows, **static), ALL, ROWS, ROWS, ROWS)
-    return function(params, source, target, labels_BT)
+@functools.partial(jax.jit, static_argnames="attention")
+def _score(models: Models, source: Tokens, target: Tokens, labels_BT, *, attention: Wanted):
+    function = each_device(
+        functools.partial(_score_rows, attention=attention), ALL, ROWS, ROWS, ROWS
+    )
+    return function(models, source, target, labels_BT)
 
 
 def _score_rows(
-    params: Any, source: Tokens, target: Tokens, labels_BT, *, graphdefs, attention: Wanted
+    models: Models, source: Tokens, target: Tokens, labels_BT, *, attention: Wanted
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Log-probabilities [B, T], and attention [B, L, H, ...]."""
-    model, weights = merged(graphdefs, params), {}
+    model, weights = models.merged(), {}
     if attention:
         memory, weights = model.encode(source, return_attention=True)
         logits_BTV, of_decoder = model.decode(memory, target, return_attention=True)

@@ -215,10 +215,13 @@ def _advance_samples(search: Search, state: State) -> State:
     forbidden_BWV = _forbidden(search, state, logits_BWV.shape[-1])
     tempered_BWV = jnp.where(forbidden_BWV, NEG_INF, logits_BWV / options.temperature)
     tempered_BWV = _truncated(tempered_BWV, options)
+
+    def gumbel(seed: jax.Array, position: jax.Array) -> jax.Array:
+        key = jax.random.fold_in(jax.random.key(seed), position)
+        return jax.random.gumbel(key, tempered_BWV.shape[1:], jnp.float32)
+
     # The maximum after Gumbel noise is a draw from the softmax.
-    noise_BWV = jax.vmap(_gumbel, (0, 0, None))(
-        state.constraints.seed_B, state.position_B, tempered_BWV.shape[1:]
-    )
+    noise_BWV = jax.vmap(gumbel)(state.constraints.seed_B, state.position_B)
     _, tokens_BW1 = top_k(jnp.where(tempered_BWV > NEG_INF, tempered_BWV + noise_BWV, NEG_INF), 1)
     running_BW = state.finished.scores == NEG_INF
     tokens_BW = jnp.where(running_BW, tokens_BW1[..., 0], ids.pad)
@@ -240,11 +243,6 @@ def _advance_samples(search: Search, state: State) -> State:
         finished=Hypotheses(live_BWT, scores_BW, log_probs_BW),
         done_B=state.done_B | (scores_BW > NEG_INF).all(axis=1) | (max_length_B <= position_B),
     )
-
-
-def _gumbel(seed: jax.Array, position: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    key = jax.random.fold_in(jax.random.key(seed), position)
-    return jax.random.gumbel(key, shape, jnp.float32)
 
 
 def _step(model, state: State):

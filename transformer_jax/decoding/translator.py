@@ -351,7 +351,7 @@ class Translator:
     @property
     def attention_shape(self) -> dict[str, tuple[int, int]]:
         """Layers and heads of the models' attention: "encoder", "decoder", "cross", if any."""
-        return engine.merged(*self.models).attention_shape
+        return self.models.merged().attention_shape
 
     def check_attention(self, layer: int | None = None, head: int | None = None) -> None:
         """ValueError where there is no cross attention, or no such layer or head of it."""

@@ -67,11 +67,7 @@ def first_state(cell, batch: int) -> Any:
 def advance(cell, state: Any, input_BD: jax.Array, real_B: jax.Array | None = None) -> Any:
     """The state after an input; after padding (`real_B` False), the state before.
 
-    Args:
-      cell: of `make_cell`.
-      state: float32, with any leading axes.
-      input_BD: with the same leading axes.
-      real_B: bool, with the leading axes, or 1 in place of some; None = all are real.
+    The state, float32, and the input have any leading axes; `real_B` too, or 1 in place of some.
     """
     new, _ = cell(state, input_BD)
     new = jax.tree.map(lambda x, old: x.astype(old.dtype), new, state)
@@ -85,11 +81,7 @@ def scan_cell(
 ) -> tuple[jax.Array, Any]:
     """A layer over time, from zero states: h at each position [B, T, D], and the last state.
 
-    Args:
-      cell: of `make_cell`.
-      input_BTD: [B, T, D].
-      real_BT: bool; the state is carried past padding unchanged.
-      reverse: from the last position to the first.
+    The state is carried past padding (`real_BT` False) unchanged.
     """
 
     def step(state, now):

@@ -24,33 +24,32 @@ class Ensemble:
         names = set.intersection(*(set(model.attention_shape) for model in self.models))
         return {name: (len(self.models), 1) for name in sorted(names)}
 
+    def _each(self, method: str, owned: Sequence[Sequence], *shared) -> list:
+        """What the method of each model gives for the model's own arguments and those of all."""
+        columns = zip(self.models, *owned, strict=True)
+        return [getattr(model, method)(*own, *shared) for model, *own in columns]
+
     def encode(self, source: Tokens, key=None, return_attention=False):
-        memories = [model.encode(source, key, return_attention) for model in self.models]
+        results = self._each("encode", [], source, key, return_attention)
         if not return_attention:
-            return memories
-        return [memory for memory, _ in memories], _means([weights for _, weights in memories])
+            return results
+        memories, weights = map(list, zip(*results))
+        return memories, _means(weights)
 
     def decode(self, memory, target: Tokens, key=None, return_attention=False):
-        results = [
-            model.decode(own, target, key, return_attention)
-            for model, own in zip(self.models, memory, strict=True)
-        ]
+        results = self._each("decode", [memory], target, key, return_attention)
         if not return_attention:
             return _mean_logits(results)
-        return _mean_logits([x for x, _ in results]), _means([weights for _, weights in results])
+        logits, weights = zip(*results)
+        return _mean_logits(logits), _means(weights)
 
     def start(self, memory, beam_width: int, max_length: int):
-        results = [
-            model.start(own, beam_width, max_length)
-            for model, own in zip(self.models, memory, strict=True)
-        ]
-        return [context for context, _ in results], [cache for _, cache in results]
+        contexts, caches = zip(*self._each("start", [memory], beam_width, max_length))
+        return list(contexts), list(caches)
 
     def step(self, context, cache, token_BW, position_B, return_attention=False):
-        results = [
-            model.step(*own, token_BW, position_B, return_attention)
-            for model, *own in zip(self.models, context, cache, strict=True)
-        ]
+        shared = token_BW, position_B, return_attention
+        results = self._each("step", [context, cache], *shared)
         logits, contexts, caches, *weights = map(list, zip(*results))
         result = _mean_logits(logits), contexts, caches
         return (*result, _means([{"cross": w} for w in weights[0]])["cross"]) if weights else result

@@ -23,14 +23,6 @@ class Attended(NamedTuple):
     real: jax.Array
 
 
-def dot_scores(query_BTD: jax.Array, key_BMD: jax.Array) -> jax.Array:
-    """query . key, as float32 [B, T, M] (Luong et al. 2015, equation 8, dot).
-
-    Not divided by sqrt(D), which only came with the Transformer.
-    """
-    return einsum_float32("BTD,BMD->BTM", query_BTD, key_BMD)
-
-
 # Computed anew in the backward pass: kept, [B, T, M, D] would be the largest array of a step.
 @jax.checkpoint
 def additive_scores(query_BTD: jax.Array, key_BMD: jax.Array, vector_D: jax.Array) -> jax.Array:
@@ -46,8 +38,9 @@ def additive_scores(query_BTD: jax.Array, key_BMD: jax.Array, vector_D: jax.Arra
 class GlobalAttention(nnx.Module):
     """Softmax over the scores of all source states, and the mean of these states by it.
 
-    `score` is "dot"; "general", query W . key; "concat" or "additive", both of which are
-    `additive_scores` of two projections. No projection has a bias, as in the papers.
+    `score` is "dot", query . key (Luong et al. 2015, equation 8); "general", query W . key; or
+    "concat" or "additive", `additive_scores` of two projections. No projection has a bias, as in
+    the papers.
     """
 
     def __init__(self, dim, score, init: Initializers, *, dtype=jnp.float32, rngs):
@@ -73,7 +66,8 @@ class GlobalAttention(nnx.Module):
         if self.query is not None:
             query_BTD = self.query(query_BTD)
         if self.vector is None:
-            scores_BTM = dot_scores(query_BTD, memory.key)
+            # Not divided by sqrt(D), which only came with the Transformer.
+            scores_BTM = einsum_float32("BTD,BMD->BTM", query_BTD, memory.key)
         else:
             scores_BTM = additive_scores(query_BTD, memory.key, self.vector[...])
         lowest = jnp.finfo(jnp.float32).min

@@ -27,29 +27,18 @@ from transformer_jax.model.masks import Tokens
 
 
 class Memory(NamedTuple):
-    """The encoder's output.
+    """The encoder's output."""
 
-    Attributes:
-      hidden: [B, S, D] states of the top layer.
-      segments: [B, S] of the source; 0 is padding.
-      states: first states of the decoder, by layer: [B, D], or two of them for an LSTM.
-    """
-
-    hidden: jax.Array
-    segments: jax.Array
-    states: tuple[Any, ...]
+    hidden: jax.Array  # [B, S, D] states of the top layer
+    segments: jax.Array  # [B, S] of the source; 0 is padding
+    states: tuple[Any, ...]  # the decoder's first, by layer: [B, D], or two of them for an LSTM
 
 
 class DecoderState(NamedTuple):
-    """What the decoder carries through time; leads with [B, W], where W is 1 in teacher forcing.
+    """What the decoder carries through time; leads with [B, W], where W is 1 in teacher forcing."""
 
-    Attributes:
-      layers: by layer, the cell's state: h, or (c, h) for an LSTM.
-      attentional: with input feeding, the attentional state of the step before.
-    """
-
-    layers: tuple[Any, ...]
-    attentional: jax.Array | None
+    layers: tuple[Any, ...]  # by layer, the cell's state: h, or (c, h) for an LSTM
+    attentional: jax.Array | None  # with input feeding, the attentional state of the step before
 
 
 class Context(NamedTuple):
@@ -136,17 +125,16 @@ class RecurrentModel(nnx.Module):
         memory = Memory(hidden_BSD, source.segments, tuple(states))
         return (memory, {}) if return_attention else memory
 
-    def _context(self, memory: Memory) -> Context:
-        attended = summary_BD = None
+    def _first(self, memory: Memory) -> tuple[Context, DecoderState]:
+        """Context, and the state before the first step, [B, D] each."""
+        attended = summary_BD = attentional_BD = None
         if self.attention is not None:
             attended = self.attention.project(memory.hidden, memory.segments != 0)
         elif self.feeds_summary:
             summary_BD = hidden_of(memory.states[-1])
-        return Context(attended, summary_BD)
-
-    def _first_state(self, memory: Memory) -> DecoderState:
-        attentional_BD = jnp.zeros_like(hidden_of(memory.states[-1]))
-        return DecoderState(memory.states, attentional_BD if self.feeds_attentional else None)
+        if self.feeds_attentional:
+            attentional_BD = jnp.zeros_like(hidden_of(memory.states[-1]))
+        return Context(attended, summary_BD), DecoderState(memory.states, attentional_BD)
 
     def _advance(self, state: DecoderState, embedded_BWD, context: Context, real_B1=None, key=None):
         """One step in time of W hypotheses a sentence; W is 1 in teacher forcing.
@@ -199,7 +187,7 @@ class RecurrentModel(nnx.Module):
     def decode(self, memory: Memory, target: Tokens, key=None, return_attention=False):
         """Teacher forcing: logits [B, T, V], or (logits, attention)."""
         steps_key, output_key = split_or_none(key, 2)
-        context = self._context(memory)
+        context, state = self._first(memory)
         embedded_TB1D = self.embedding.look_up(target.ids).swapaxes(0, 1)[:, :, None]
         real_TB1 = (target.segments != 0).T[:, :, None]
         keys_T = None if key is None else jax.random.split(steps_key, len(embedded_TB1D))
@@ -208,8 +196,8 @@ class RecurrentModel(nnx.Module):
             embedded_B1D, real_B1, step_key = now
             return self._advance(state, embedded_B1D, context, real_B1, step_key)
 
-        first = jax.tree.map(lambda x_BD: x_BD[:, None], self._first_state(memory))
-        _, steps = jax.lax.scan(step, first, (embedded_TB1D, real_TB1, keys_T))
+        state = jax.tree.map(lambda x_BD: x_BD[:, None], state)
+        _, steps = jax.lax.scan(step, state, (embedded_TB1D, real_TB1, keys_T))
         # [T, B, 1, ...] -> [B, T, ...]: the outputs of all steps at once.
         steps = jax.tree.map(lambda x: x[:, :, 0].swapaxes(0, 1), steps)
         logits_BTV, weights_BTS = self._outputs(*steps, context, output_key)
@@ -219,10 +207,8 @@ class RecurrentModel(nnx.Module):
 
     def start(self, memory: Memory, beam_width: int, max_length: int):
         """Context and cache before the first step; the cache is the first states."""
-        cache = jax.tree.map(
-            lambda x_BD: jnp.repeat(x_BD, beam_width, axis=0), self._first_state(memory)
-        )
-        return self._context(memory), cache
+        context, state = self._first(memory)
+        return context, jax.tree.map(lambda x_BD: jnp.repeat(x_BD, beam_width, axis=0), state)
 
     def step(
         self, context: Context, cache: DecoderState, token_BW, position_B, return_attention=False

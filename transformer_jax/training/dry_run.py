@@ -68,7 +68,7 @@ def _describe(trainer: Trainer, used: int) -> Iterator[str]:
     shapes = ", ".join(f"{rows} rows of {s.source} + {s.target}" for rows, s in batches.shapes)
     yield f"batches: {trainer.config.data.batching}, {shapes} tokens"
     yield f"real tokens: {source:.1%} of the source side, {target:.1%} of the target side"
-    for corpus, share, steps in zip(data.corpora, batches.shares, batches.steps_per_epoch):
+    for corpus, share, steps in zip(data.corpora, batches.schedule.shares, batches.steps_per_epoch):
         epochs = trainer.config.training.num_steps / steps
         yield (
             f"epoch of {corpus.name}: {steps:,.1f} steps, {share:.1%} of training; the run has "
