@@ -57,12 +57,7 @@ class Corpus:
     hashes: FileHashes | None = dataclasses.field(default=None, compare=False)
 
     def __iter__(self) -> Iterator[Pair]:
-        """The pairs in their order.
-
-        Raises:
-          ValueError: the content is not what it should be; the message says where.
-          FileNotFoundError: a file is missing.
-        """
+        """The pairs in their order; ValueError says where the content is not what it should be."""
         source = self._source()
         opened = self.hashes.open if self.hashes else functools.partial(open, mode="rb")
         with contextlib.ExitStack() as stack:
@@ -120,7 +115,7 @@ def parse_corpora(
     language_tags: bool = False,
     hashes: FileHashes | None = None,
 ) -> list[Corpus]:
-    """The corpora of a string as this module's docstring has it, with `max_pairs` of each.
+    """The corpora of a string as this module's docstring has it; `max_pairs` of each, 0 = all.
 
     The languages are those of corpora that name none; `language_tags` begins each source with a
     tag of its target language.

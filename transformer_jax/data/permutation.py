@@ -12,13 +12,8 @@ def permuted(index_P: np.ndarray, size: int, *key: int | np.ndarray) -> np.ndarr
     that no two indices meet (Luby and Rackoff 1988). What falls outside of `size` is permuted
     again until it does not (Black and Rogaway 2002, "cycle walking").
 
-    Args:
-      index_P: integers in [0, size).
-      size: at most 2**62.
-      key: one for all, or [P]; another key is another order.
-
-    Returns:
-      [P] int64, distinct for distinct indices of one key.
+    The indices are in [0, size), of at most 2**62. Parts of the key are integers or [P] of them;
+    another key is another order. Returns [P] int64, distinct for distinct indices of one key.
     """
     key_P = np.broadcast_to(keys(*key), index_P.shape)
     half = np.uint64(max((max(size - 1, 1).bit_length() + 1) // 2, 1))

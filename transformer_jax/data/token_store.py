@@ -82,11 +82,7 @@ class Filters(NamedTuple):
 def open_store(
     corpus: Corpus, vocabulary: Vocabulary, filters: Filters, cache: pathlib.Path
 ) -> TokenStore:
-    """The tokens of a corpus, from the cache folder, or tokenised into it.
-
-    Raises:
-      ValueError, OSError: of the corpus, or of a cache folder that cannot be written.
-    """
+    """The tokens of a corpus, from the cache folder, or tokenised into it."""
     content = corpus.fingerprint()
 
     def build(writer: Writer) -> dict[str, int]:

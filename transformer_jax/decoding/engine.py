@@ -82,10 +82,9 @@ def in_order(results: Iterable[tuple[int, Result]], start: int = 0) -> Iterator[
 def translate(
     models: Models, sentences: Iterable[Sentence], options: SearchOptions
 ) -> Iterator[tuple[int, Hypotheses]]:
-    """Yields (id, hypotheses [N, ...]) as sentences are finished.
+    """Yields (id, hypotheses [N, ...]) as sentences are finished; the options are resolved.
 
-    Args:
-      options: resolved; no source and no hypothesis is longer than their `max_length`.
+    No source and no hypothesis is longer than their `max_length`.
     """
     longest = options.max_length
     shapes = [(length, options.max_tokens(length)) for length in bucket_lengths(longest)]
@@ -173,48 +172,47 @@ class _Bucket:
 
 
 def _constraints(sentences: Sequence[Sentence], batch_size: int, max_length: int) -> Constraints:
-    max_length_B, min_length_B = np.zeros((2, batch_size), np.int32)
-    prefix_BT = np.full((batch_size, max_length), PAD, np.int32)
-    seed_B = np.zeros(batch_size, np.uint32)
-    for row, sentence in enumerate(sentences):
-        max_length_B[row], min_length_B[row] = sentence.max_length, sentence.min_length
-        prefix_BT[row, : len(sentence.prefix)] = sentence.prefix
-        seed_B[row] = sentence.seed
-    return Constraints(max_length_B, min_length_B, prefix_BT, seed_B)
+    def column(name: str, dtype) -> np.ndarray:
+        values = np.array([getattr(sentence, name) for sentence in sentences], dtype)
+        return np.pad(values, (0, batch_size - len(sentences)))
+
+    prefix_BT = pad_rows([sentence.prefix for sentence in sentences], batch_size, max_length).ids
+    lengths = column("max_length", np.int32), column("min_length", np.int32)
+    return Constraints(*lengths, prefix_BT, column("seed", np.uint32))
 
 
-def each_device(function: Callable, *specs: PartitionSpec) -> Callable:
-    """`function` run by each device on its rows; `specs` are of its arguments, ALL or ROWS."""
-    mesh = Mesh(np.array(jax.local_devices()), (AXIS,))
-    return jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=ROWS, check_vma=False)
+def each_device(*specs: PartitionSpec) -> Callable[[Callable], Callable]:
+    """Runs a function by each device on its rows; `specs` are of its arguments, ALL or ROWS."""
+
+    def decorate(function: Callable) -> Callable:
+        @functools.wraps(function)
+        def on_devices(*arguments, **static):
+            mesh = Mesh(np.array(jax.local_devices()), (AXIS,))
+            options = {"mesh": mesh, "in_specs": specs, "out_specs": ROWS, "check_vma": False}
+            return jax.shard_map(functools.partial(function, **static), **options)(*arguments)
+
+        return on_devices
+
+    return decorate
 
 
 @jax.jit
+@each_device(ALL, ROWS, ROWS, ALL)
 def encode(
     models: Models, source: Tokens, constraints: Constraints, options: SearchOptions
 ) -> State:
     """The searches of new sentences, before their first step."""
-
-    def first_state(models: Models, source: Tokens, constraints: Constraints, options) -> State:
-        own = Search(models.merged(), options, _IDS)
-        memory = own.model.encode(source)
-        return search.first_state(own, memory, constraints, source.segments != 0)
-
-    return each_device(first_state, ALL, ROWS, ROWS, ALL)(models, source, constraints, options)
+    own = Search(models.merged(), options, _IDS)
+    memory = own.model.encode(source)
+    return search.first_state(own, memory, constraints, source.segments != 0)
 
 
-@functools.partial(jax.jit, donate_argnames="state")
-def refill(state: State, fresh: State, rows_J: jax.Array, fresh_rows_J: jax.Array) -> State:
-    """`search.refill` by each device."""
-    return each_device(search.refill, ROWS, ROWS, ROWS, ROWS)(state, fresh, rows_J, fresh_rows_J)
+refill = jax.jit(each_device(ROWS, ROWS, ROWS, ROWS)(search.refill), donate_argnames="state")
 
 
 @functools.partial(jax.jit, donate_argnames="state")
+@each_device(ALL, ROWS, ALL, ALL)
 def run(models: Models, state: State, options: SearchOptions, num_rows: jax.Array):
     """The search until each device has `num_rows` more rows done: state, done_B, hypotheses."""
-
-    def run(models: Models, state: State, options: SearchOptions, num_rows: jax.Array):
-        state = search.run(Search(models.merged(), options, _IDS), state, num_rows)
-        return state, state.done_B, search.results(state, options)
-
-    return each_device(run, ALL, ROWS, ALL, ALL)(models, state, options, num_rows)
+    state = search.run(Search(models.merged(), options, _IDS), state, num_rows)
+    return state, state.done_B, search.results(state, options)

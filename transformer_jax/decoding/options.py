@@ -75,8 +75,7 @@ class SearchOptions:
     def resolved(self, defaults: DecodingConfig) -> "SearchOptions":
         """With the run's defaults filled in.
 
-        Raises:
-          TypeError, ValueError: an option is of another type, out of range or excludes another.
+        TypeError or ValueError: an option is of another type, out of range or excludes another.
         """
         alpha = self.length_penalty
         options = dataclasses.replace(

@@ -70,14 +70,8 @@ def _unpadded(name: str, weights: np.ndarray, pair: TokenPair) -> np.ndarray:
 
 
 @functools.partial(jax.jit, static_argnames="attention")
-def _score(models: Models, source: Tokens, target: Tokens, labels_BT, *, attention: Wanted):
-    function = each_device(
-        functools.partial(_score_rows, attention=attention), ALL, ROWS, ROWS, ROWS
-    )
-    return function(models, source, target, labels_BT)
-
-
-def _score_rows(
+@each_device(ALL, ROWS, ROWS, ROWS)
+def _score(
     models: Models, source: Tokens, target: Tokens, labels_BT, *, attention: Wanted
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Log-probabilities [B, T], and attention [B, L, H, ...]."""

@@ -84,12 +84,9 @@ def length_penalty(length: jax.Array, alpha: float) -> jax.Array:
 def first_state(
     search: Search, memory: Any, constraints: Constraints, source_BS: jax.Array
 ) -> State:
-    """The state before the first step.
+    """The state before the first step; T of the constraints' prefixes bounds all lengths.
 
-    Args:
-      memory: of B sentences, from the model's `encode`.
-      constraints: T of its prefixes bounds the length of all hypotheses.
-      source_BS: bool, the real source positions.
+    `memory` is from the model's `encode`, and `source_BS` says which of its positions are real.
     """
     options, ids = search.options, search.ids
     width, (batch, max_length) = options.beam_size, constraints.prefix_BT.shape

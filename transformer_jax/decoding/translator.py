@@ -1,5 +1,6 @@
 """Text in, text out: translations, scores, alignments and attention of a trained model."""
 
+import itertools
 import os
 import reprlib
 import zlib
@@ -170,8 +171,7 @@ class Translator:
                 raise ValueError(f"there are {len(each)} {name} for {len(lines)} lines")
         sources = self.vocabulary.encode_sources(map(_without_blank, lines))
         sentences: dict[int, Sentence] = {}
-        for id, source in enumerate(sources, start):
-            prefix, limit = prefixes[id - start], limits[id - start]
+        for id, source, prefix, limit in zip(itertools.count(start), sources, prefixes, limits):
             sentence = self._sentence(id, source, prefix, limit, options)
             if isinstance(sentence, Sentence):
                 sentences[id] = sentence

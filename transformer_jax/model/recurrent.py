@@ -139,9 +139,8 @@ class RecurrentModel(nnx.Module):
     def _advance(self, state: DecoderState, embedded_BWD, context: Context, real_B1=None, key=None):
         """One step in time of W hypotheses a sentence; W is 1 in teacher forcing.
 
-        Returns:
-          the new state, and the arguments of `_outputs`: the inputs, the top layer's states
-          and, if the step attended, the context [B, W, D] with its weights [B, W, S].
+        Returns the new state, and the arguments of `_outputs`: the inputs, the top layer's states
+        and, if the step attended, the context [B, W, D] with its weights [B, W, S].
         """
         keys = split_or_none(key, len(self.decoder))
         inputs, attended = [embedded_BWD], None
@@ -215,8 +214,7 @@ class RecurrentModel(nnx.Module):
     ):
         """Logits [B, W, V], context, cache, and cross weights [1, B, 1, W, S] if asked for.
 
-        Raises:
-          ValueError: attention weights of a model without attention.
+        ValueError: attention weights of a model without attention.
         """
         if return_attention and self.attention is None:
             raise ValueError("the model has no attention")
