@@ -139,7 +139,8 @@ class Run:
 
 def _outcome(workdir: pathlib.Path) -> dict:
     """All that a finished run leaves which may not depend on when it was stopped."""
-    from transformer_jax.checkpoint import Checkpoints, load_run
+    from transformer_jax.checkpoint import Checkpoints
+    from transformer_jax.saved_run import load_run
 
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     logged = [{k: v for k, v in line.items() if not _SPEEDS.search(k)} for line in lines]

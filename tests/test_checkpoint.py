@@ -6,24 +6,19 @@ import pathlib
 import shutil
 
 import jax
+import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 from builders import tiny_config
 
-from transformer_jax.checkpoint import (
-    Checkpoints,
-    DamagedError,
-    checksum,
-    flatten,
-    load_run,
-    unflatten,
-)
-from transformer_jax.config import Config
+from transformer_jax.checkpoint import Checkpoints, DamagedError
+from transformer_jax.checksums import checksums, flatten
 from transformer_jax.decoding.options import SearchOptions
 from transformer_jax.decoding.translator import Translator
-from transformer_jax.model.build import abstract_model
+from transformer_jax.devices import replicated
+from transformer_jax.saved_run import load_run
 from transformer_jax.training.loop import train
 
 # Reads that tensorstore still has under way when one fails end in a closed event loop.
@@ -33,19 +28,34 @@ pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptio
 def tree(seed: int = 0):
     random = np.random.default_rng(seed)
     kernel = random.integers(0, 2**32, (64, 65), np.uint32).view(np.float32)
-    return {
+    arrays = {
         "layers": [
             {"kernel": kernel},
             {"kernel": random.normal(size=3).astype(ml_dtypes.bfloat16)},
         ],
         "count": np.int32(7 + seed),
     }
+    return jax.device_put(arrays, replicated())
 
 
-def write(workdir, steps: dict[int, list[float] | None], keep: int = 10) -> None:
+def count(number: int):
+    return jax.device_put({"count": np.int32(number)}, replicated())
+
+
+def like(tree):
+    """As `restore` is told what it is to read, and where to put it."""
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated()), tree
+    )
+
+
+TREE, COUNT = like(tree()), like(count(0))
+
+
+def write(workdir, steps: dict[int, list[float] | None], keep: int = 10, **options) -> None:
     checkpoints = Checkpoints(workdir, keep, create=True)
     for step, score in steps.items():
-        checkpoints.save(step, tree(step), {"count": np.int32(step)}, {"step": step}, score)
+        checkpoints.save(step, tree(step), count(step), {"note": step}, score, **options)
         checkpoints.wait()
     checkpoints.close()
 
@@ -63,61 +73,31 @@ def data_file(folder: pathlib.Path, content: bytes) -> pathlib.Path:
     return next(p for p in folder.rglob("*") if p.is_file() and content in p.read_bytes())
 
 
-def test_flatten_names_arrays_by_path_and_unflatten_is_its_inverse():
-    arrays = flatten(tree())
-    assert sorted(arrays) == ["count", "layers.0.kernel", "layers.1.kernel"]
-    again = unflatten(tree(1), arrays)
-    assert jax.tree.structure(again) == jax.tree.structure(tree())
-    assert checksum(flatten(again)) == checksum(arrays)
-
-
-def test_parameters_of_a_model_have_readable_names():
-    config = Config()
-    config.model.num_layers = 1
-    _, shapes = abstract_model(config.model, 100)
-    names = [name for name, _ in jax.tree_util.tree_flatten_with_path(shapes)[0]]
-    flat = flatten(jax.tree.map(lambda x: np.zeros(x.shape[:0]), shapes))
-    assert len(flat) == len(names)
-    assert "encoder.0.self_attention.query.kernel" in flat
-    assert "encoder.0.self_attention.value.kernel" in flat
-    assert not any(name.endswith(".value") or "[" in name for name in flat)
-
-
-@pytest.mark.parametrize("change", ["value", "name", "dtype", "shape"])
-def test_the_checksum_tells(change):
-    arrays = {"a": np.arange(4, dtype=np.int32), "b": np.ones(2, np.float32)}
-    other = (
-        dict(arrays)
-        | {
-            "value": {"b": np.array([1.0, np.nextafter(np.float32(1), 2)], np.float32)},
-            "dtype": {"b": np.ones(2, np.float32).view(np.int32)},
-            "shape": {"a": np.arange(4, dtype=np.int32).reshape(2, 2)},
-            "name": {},
-        }[change]
-    )
-    if change == "name":
-        other["c"] = other.pop("b")
-    assert checksum(arrays) == checksum(dict(reversed(arrays.items())))
-    assert checksum(arrays) != checksum(other)
-
-
 def test_what_is_restored_is_equal_to_the_bit(saved):
-    trees = saved.restore(2, params=tree(), optimizer={"count": np.int32(0)})
+    trees = saved.restore(2, params=TREE, optimizer=COUNT)
     assert jax.tree.structure(trees["params"]) == jax.tree.structure(tree(2))
     for got, wanted in zip(jax.tree.leaves(trees["params"]), jax.tree.leaves(tree(2))):
         assert got.dtype == wanted.dtype and got.shape == wanted.shape
-        assert got.tobytes() == wanted.tobytes()
+        assert np.asarray(got).tobytes() == np.asarray(wanted).tobytes()
+        assert got.sharding == replicated()
     assert trees["optimizer"]["count"] == 2
-    assert trees["run"]["step"] == 2 and saved.steps() == [2, 1]
+    assert trees["run"]["step"] == trees["run"]["note"] == 2 and saved.steps() == [2, 1]
 
 
-def test_saving_takes_a_copy_at_once(tmp_path):
+def test_what_is_saved_may_be_donated_and_overwritten_at_once(tmp_path):
     checkpoints = Checkpoints(tmp_path, create=True)
-    params = {"a": np.zeros(1000, np.float32)}
-    checkpoints.save(1, params, params, {}, None)
-    params["a"][:] = 1.0
+    ones = jax.jit(lambda: {"a": jnp.ones(1 << 20)}, out_shardings=replicated())
+    overwrite = jax.jit(lambda x: jax.tree.map(lambda y: y * 2, x), donate_argnums=0)
+    params = ones()
+    expected = like(params)
+    checkpoints.save(1, params, count(1), {}, None)
+    for _ in range(20):
+        params = overwrite(params)
     checkpoints.wait()
-    assert not checkpoints.restore(1, params=params)["params"]["a"].any()
+    restored = checkpoints.restore(1, params=expected)["params"]
+    assert (np.asarray(restored["a"]) == 1).all()
+    # What is restored may be donated as well, on every device a buffer of its own.
+    assert (np.asarray(overwrite(restored)["a"]) == 2).all()
     checkpoints.close()
 
 
@@ -127,7 +107,7 @@ def test_the_latest_and_the_best_are_kept(tmp_path):
     write(tmp_path, dict(enumerate(scores, 1)), keep=2)
     checkpoints = Checkpoints(tmp_path)
     assert checkpoints.steps() == [5, 4, 2] and checkpoints.best_step() == 2
-    assert int(checkpoints.restore(2, params=tree())["params"]["count"]) == 9
+    assert int(checkpoints.restore(2, params=TREE)["params"]["count"]) == 9
     checkpoints.close()
 
 
@@ -144,7 +124,7 @@ def test_a_step_saved_again_has_its_score(tmp_path):
 
 
 def flip_a_bit(folder):
-    kernel = tree(2)["layers"][0]["kernel"].tobytes()
+    kernel = np.asarray(tree(2)["layers"][0]["kernel"]).tobytes()
     path = data_file(folder / "params", kernel[:64])
     content = bytearray(path.read_bytes())
     content[content.index(kernel[:64]) + 5] ^= 1
@@ -152,7 +132,7 @@ def flip_a_bit(folder):
 
 
 def truncate(folder):
-    path = data_file(folder / "params", tree(2)["layers"][0]["kernel"].tobytes()[:64])
+    path = data_file(folder / "params", np.asarray(tree(2)["layers"][0]["kernel"]).tobytes()[:64])
     path.write_bytes(path.read_bytes()[:100])
 
 
@@ -168,11 +148,11 @@ def spoil_run(folder):
 def test_damage_is_found(saved, damage):
     damage(saved.folder / "2")
     with pytest.raises(DamagedError, match=r"checkpoints/2 is damaged") as error:
-        saved.restore(2, params=tree())
+        saved.restore(2, params=TREE)
     assert "\n" not in str(error.value)
     if damage is flip_a_bit:
-        saved.restore(2, optimizer={"count": np.int32(0)})
-    saved.restore(1, params=tree())
+        saved.restore(2, optimizer=COUNT)
+    saved.restore(1, params=TREE)
 
 
 @pytest.mark.parametrize(
@@ -193,7 +173,7 @@ def test_only_damage_is_called_damage(saved, error, expected, monkeypatch):
 
     monkeypatch.setattr(ocp.CheckpointManager, "restore", fail)
     with pytest.raises(expected) as found:
-        saved.restore(2, params=tree())
+        saved.restore(2, params=TREE)
     assert isinstance(found.value, DamagedError) == (expected is DamagedError)
 
 
@@ -204,6 +184,7 @@ def test_a_checkpoint_of_another_model_is_not_damaged(saved, change):
         other["number"] = other.pop("count")
     else:
         other["layers"][0]["kernel"] = np.zeros((64, 66), np.float32)
+    other = like(other)
     with pytest.raises(ValueError, match="is of another model: .* has shape .*, expected") as error:
         saved.restore(2, params=other)
     assert not isinstance(error.value, DamagedError)
@@ -222,35 +203,33 @@ def test_a_damaged_checkpoint_in_quarantine_leaves_its_step_free(tmp_path):
     checkpoints.close()
 
 
-def test_a_replacement_cut_short_loses_nothing(tmp_path):
-    """Killed after the old checkpoint was renamed and before the new one was written."""
-    write(tmp_path, {1: None, 2: None}, keep=1)
-    folder = tmp_path / "checkpoints"
-    (folder / "2").rename(folder / "replaced-2")
-    checkpoints = Checkpoints(tmp_path, create=True)
-    assert checkpoints.steps() == [2]
-    checkpoints.restore(2, params=tree())
-    checkpoints.close()
-
-
-def test_a_checkpoint_with_a_damaged_score_is_read_but_not_best(tmp_path, caplog):
-    """Orbax reads all scores at once, of temporary folders too: one damaged would stop all."""
+def test_a_checkpoint_with_a_damaged_record_is_not_best(tmp_path, caplog):
     write(tmp_path, {1: [1.0], 2: [2.0]})
-    under_way = tmp_path / "checkpoints/7.orbax-checkpoint-tmp/metrics"
-    under_way.mkdir(parents=True)
-    for metrics in (under_way, tmp_path / "checkpoints/2/metrics"):
-        (metrics / "metrics").write_bytes(b"")
+    record = tmp_path / "checkpoints/2/run/metadata"
+    record.write_text(record.read_text().replace("2.0", "3.0"))
     before = files(tmp_path)
     checkpoints = Checkpoints(tmp_path)
     assert checkpoints.steps() == [2, 1] and checkpoints.best_step() == 1
-    checkpoints.restore(2, params=tree())
+    with pytest.raises(DamagedError, match="the run record is not what was saved"):
+        checkpoints.restore(2, params=TREE)
     checkpoints.close()
     assert files(tmp_path) == before
-    assert "metrics/metrics is damaged" in caplog.text
-    checkpoints = Checkpoints(tmp_path, create=True)
-    assert checkpoints.steps() == [1] and checkpoints.best_step() == 1
-    assert "damaged-2" in caplog.text
-    checkpoints.close()
+    assert "checkpoints/2 is damaged" in caplog.text
+
+
+def test_what_a_cut_save_left_is_removed_by_the_next_training_alone(tmp_path):
+    """Whatever is in it: Orbax reads the scores of temporary folders too, if it is let."""
+    write(tmp_path, {1: [1.0]})
+    left = tmp_path / "checkpoints/7.orbax-checkpoint-tmp"
+    (left / "metrics").mkdir(parents=True)
+    (left / "metrics/metrics").write_bytes(b"")
+    shutil.copytree(left, tmp_path / "checkpoints/7-copy")
+    for create in (False, True):
+        checkpoints = Checkpoints(tmp_path, create=create)
+        assert checkpoints.steps() == [1] and checkpoints.best_step() == 1
+        checkpoints.close()
+        assert left.exists() != create
+    assert (tmp_path / "checkpoints/7-copy").is_dir()
 
 
 def files(folder: pathlib.Path) -> dict:
@@ -277,7 +256,7 @@ def params_of(workdir, checkpoint: str, average: int = 1) -> dict[str, np.ndarra
 
 
 def same(one, other) -> bool:
-    return checksum(one) == checksum(other)
+    return checksums(one) == checksums(other)
 
 
 def test_best_is_the_last_where_none_was_evaluated(trained):

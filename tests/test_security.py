@@ -15,12 +15,12 @@ import pytest
 from builders import tiny_config
 
 from transformer_jax import train
-from transformer_jax.checkpoint import load_run, read_config
 from transformer_jax.config import Config
 from transformer_jax.data import text_files
 from transformer_jax.data.corpora import read_corpus
 from transformer_jax.data.file_hashes import FileHashes
 from transformer_jax.data.vocabulary import Vocabulary
+from transformer_jax.saved_run import load_run, read_config
 from transformer_jax.storage import Writer, cached, lock
 from transformer_jax.training.metrics import MetricLog
 

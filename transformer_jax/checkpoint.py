@@ -1,8 +1,9 @@
-"""Checkpoints of a run: written by Orbax in the background, checked, restored or averaged.
+"""Checkpoints of a run: written by Orbax in the background, checked when restored.
 
 A checkpoint has three items: `params` and `optimizer`, each a flat dictionary from a
-parameter's path to its array, and `run`, JSON: the step, the state of evaluation, and a
-checksum of each array item, because Orbax restores flipped bytes without a word.
+parameter's path to its array, and `run`, a JSON record: the step, its score, the state of the
+run, its config and vocabulary, and a checksum of each array, because Orbax restores flipped
+bytes without a word. The record has a checksum of its own.
 """
 
 import contextlib
@@ -13,27 +14,27 @@ import os
 import pathlib
 import re
 import shutil
+import types
 import zlib
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 import jax
-import numpy as np
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
-from flax import nnx
 from orbax.checkpoint import checkpoint_managers
 
-from transformer_jax.config import Config
-from transformer_jax.data.vocabulary import Vocabulary
-from transformer_jax.devices import check_devices
-from transformer_jax.model.build import abstract_model
-from transformer_jax.storage import local_folder
+from transformer_jax import hosts
+from transformer_jax.checksums import checksums, flatten, unflatten
+from transformer_jax.storage import atomic_write
 
-CONFIG_FILE, VOCABULARY_FILE, FOLDER = "config.json", "vocabulary.model", "checkpoints"
+FOLDER = "checkpoints"  # of a workdir
+RECORD = pathlib.Path("run", "metadata")  # of a checkpoint
 
 logger = logging.getLogger(__name__)
 
 _ITEMS = ("params", "optimizer", "run")
+_VERSION = 2  # of this layout
 
 
 class DamagedError(ValueError):
@@ -42,43 +43,29 @@ class DamagedError(ValueError):
 
 @contextlib.contextmanager
 def quiet_orbax() -> Iterator[None]:
-    """Suppresses Orbax's warnings: it warns of a manager that only reads, and of missing scores."""
+    """Suppresses what Orbax logs: each failure is told in one sentence, without its threads'."""
+
+    def is_ours(record: logging.LogRecord) -> bool:
+        return f"{os.sep}orbax{os.sep}" not in record.pathname
+
     absl = logging.getLogger("absl")
-    level = absl.level
-    absl.setLevel(logging.ERROR)
+    absl.addFilter(is_ours)
     try:
         yield
     finally:
-        absl.setLevel(level)
+        absl.removeFilter(is_ours)
 
 
-def flatten(tree: Any) -> dict[str, np.ndarray]:
-    """Host copies of a tree's arrays by path, as in "encoder.0.self_attention.query.kernel"."""
-    return {name: np.array(leaf) for name, leaf in _named(tree)}
+def check_shapes(what: str, arrays: Any, expected: Any) -> None:
+    """ValueError, naming the first that differs, where the shapes are not the expected ones.
 
-
-def unflatten(like: Any, arrays: dict[str, Any]) -> Any:
-    """The tree of the structure of `like` whose leaves are `arrays`, by path."""
-    leaves = [arrays[name] for name, _ in _named(like)]
-    return jax.tree.unflatten(jax.tree.structure(like), leaves)
-
-
-def _named(tree: Any) -> list[tuple[str, Any]]:
-    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-    # The path of an NNX variable ends in ".value", which names nothing.
-    return [
-        (jax.tree_util.keystr(path, simple=True, separator=".").removesuffix(".value"), leaf)
-        for path, leaf in leaves
-    ]
-
-
-def shapes_of(tree: Any) -> dict[str, tuple[int, ...]]:
-    """Shapes of a tree's arrays by path."""
-    return {name: tuple(leaf.shape) for name, leaf in _named(tree)}
-
-
-def check_shapes(what: str, shapes: dict, expected: dict) -> None:
-    """ValueError, naming the first that differs, where the shapes are not the expected ones."""
+    Args:
+      what: named in the error.
+      arrays, expected: trees, or flat dictionaries by path.
+    """
+    shapes, expected = (
+        {k: tuple(x.shape) for k, x in flatten(t).items()} for t in (arrays, expected)
+    )
     for name in sorted(shapes.keys() | expected.keys()):
         if shapes.get(name) != expected.get(name):
             raise ValueError(
@@ -87,129 +74,194 @@ def check_shapes(what: str, shapes: dict, expected: dict) -> None:
             )
 
 
-def checksum(arrays: dict[str, np.ndarray]) -> int:
-    """CRC-32 over names, shapes, dtypes and bytes of all arrays."""
-    result = 0
-    for name in sorted(arrays):
-        array = np.ascontiguousarray(arrays[name])
-        result = zlib.crc32(f"{name} {array.shape} {array.dtype}".encode(), result)
-        result = zlib.crc32(array.reshape(-1).view(np.uint8), result)
-    return result
-
-
 class Checkpoints:
-    """The checkpoints of a workdir."""
+    """The checkpoints of a workdir; all processes of a run call its methods together."""
 
     def __init__(self, workdir: str | os.PathLike, keep: int = 1, *, create: bool = False):
         """Keeps the latest `keep` and the best one; only reads unless `create`."""
         self.folder = pathlib.Path(workdir).resolve() / FOLDER
-        self._manager = None
-        # Lightweight: without the scores, of which a damaged one would stop Orbax.
-        options = ocp.CheckpointManagerOptions(
-            create=False, read_only=True, save_interval_steps=0, lightweight_initialize=True
-        )
+        self._keep, self._create = keep, create
+        self._records: dict[int, dict] = {}
+        self._saving: int | None = None  # step of the save under way
+        self._failure = ""  # of the last save
+        self._opened: ocp.CheckpointManager | None = None
         if create:
-            self._repair()
-            latest = checkpoint_managers.LatestN(keep)
-            best = checkpoint_managers.BestN(
-                get_metric_fn=_score, n=1, keep_checkpoints_without_metrics=False
-            )
+            self._remove_cut_saves()
+            self._manager()
+
+    def _manager(self) -> ocp.CheckpointManager:
+        """Orbax's manager, opened anew after a save that failed."""
+        if not self._opened:
             options = ocp.CheckpointManagerOptions(
-                best_fn=_score,
-                preservation_policy=checkpoint_managers.AnyPreservationPolicy([latest, best]),
-                save_decision_policy=checkpoint_managers.FixedIntervalPolicy(1),
-                create=True,
+                create=False, read_only=True, save_interval_steps=0, lightweight_initialize=True
             )
-        if create or self.folder.is_dir():
-            self._manager = ocp.CheckpointManager(self.folder, item_names=_ITEMS, options=options)
+            if self._create:
+                options = ocp.CheckpointManagerOptions(
+                    preservation_policy=types.SimpleNamespace(should_preserve=self._preserved),
+                    save_decision_policy=checkpoint_managers.FixedIntervalPolicy(1),
+                )
+            self._opened = ocp.CheckpointManager(self.folder, item_names=_ITEMS, options=options)
+        return self._opened
 
-    def _repair(self) -> None:
-        """Completes an interrupted overwrite; quarantines steps whose score cannot be read."""
-        for replaced in self.folder.glob("replaced-*"):
-            step = self.folder / replaced.name.removeprefix("replaced-")
-            shutil.rmtree(replaced) if step.exists() else replaced.rename(step)
-        # Orbax reads all scores before anything else, and a damaged file stops it.
-        for step, score in self._scores().items():
-            if score is None:
-                self.quarantine(step)
-
-    def _scores(self) -> dict[int, list[float] | None]:
-        """The score of each step that has been evaluated; None where it cannot be read."""
-        scores = {}
-        for path in self.folder.glob("*/metrics/metrics"):
-            name = path.parent.parent.name
-            if not name.isdecimal():  # Orbax's temporary folders, as of a save under way
-                continue
-            try:
-                scores[int(name)] = _score(json.loads(path.read_bytes()))
-            except FileNotFoundError:  # deleted meanwhile by the process that trains
-                continue
-            except (ValueError, KeyError, TypeError):
-                logger.warning("%s is damaged", path)
-                scores[int(name)] = None
-        return scores
+    def _remove_cut_saves(self) -> None:
+        """Removes the temporary folders of saves that did not end."""
+        if hosts.is_first():
+            for left in self.folder.glob("*.orbax-checkpoint-tmp*"):
+                shutil.rmtree(left, ignore_errors=True)
+        hosts.barrier("cut saves removed")
 
     def steps(self) -> list[int]:
         """Steps that have a checkpoint, the latest first."""
-        return sorted(self._manager.all_steps(), reverse=True) if self._manager else []
+        names = {path.name for path in self.folder.glob("[0-9]*") if path.is_dir()}
+        return sorted((int(name) for name in names if name.isdecimal()), reverse=True)
+
+    def record(self, step: int) -> dict[str, Any]:
+        """The `run` item of a checkpoint, as it was saved.
+
+        Raises:
+          DamagedError, OSError: as `restore`.
+          ValueError: another version of this package has written it.
+        """
+        with self._damage_told(step):
+            record = json.loads((self.folder / str(step) / RECORD).read_bytes())
+            old = "checksum" not in record and isinstance(record["checksums"]["params"], int)
+            if not old and (record.pop("checksum") != _checksum(record) or record["step"] != step):
+                raise ValueError("the run record is not what was saved (checksum)")
+        if old or record["version"] != _VERSION:
+            raise ValueError(
+                f"{self.folder / str(step)} was written by another version of transformer_jax, "
+                "which alone can read it"
+            )
+        return record
 
     def best_step(self) -> int | None:
         """The step with the highest score, the latest of equals; None without an evaluation."""
-        steps = self.steps()
-        scores = {step: x for step, x in self._scores().items() if x and step in steps}
+        return self._best(self.steps())
+
+    def _best(self, steps: Iterable[int]) -> int | None:
+        scores = {step: score for step in steps if (score := self._known(step).get("score"))}
         return max(scores, key=lambda step: (scores[step], step), default=None)
 
+    def _known(self, step: int) -> dict[str, Any]:
+        """The record of a checkpoint, read once; empty where it is damaged or gone."""
+        if step not in self._records:
+            try:
+                self._records[step] = self.record(step)
+            except (DamagedError, FileNotFoundError) as error:
+                logger.warning("%s", error)
+                self._records[step] = {}
+        return self._records[step]
+
+    def _preserved(self, checkpoints: Iterable[Any], *, context: Any) -> list[bool]:
+        """Orbax's question which checkpoints, the latest last, are not to be deleted."""
+        steps = [checkpoint.step for checkpoint in checkpoints]
+        regular = [step for step in steps if self._known(step).get("regular", True)]
+        kept = {steps[-1], self._best(steps), *regular[-self._keep :]}
+        return [step in kept for step in steps]
+
     def save(
-        self, step: int, params: Any, opt_state: Any, run: dict, score: list[float] | None
+        self,
+        step: int,
+        params: Any,
+        opt_state: Any,
+        run: dict[str, Any],
+        score: list[float] | None,
+        *,
+        regular: bool = True,
     ) -> None:
-        """Starts to write a checkpoint; the best is the one with the highest `score`."""
-        # Host copies: the next step donates the arrays while Orbax still writes.
+        """Starts to write a checkpoint; where that fails, warns, and keeps the ones before.
+
+        Args:
+          step: updates made; a checkpoint of it that is there already gets the new record.
+          params, opt_state: trees of arrays, which may be donated afterwards.
+          run: JSON that `record` returns, beside the following.
+          score: of its evaluation; the best is the one with the highest.
+          regular: whether it would have been saved without a signal; else the next replaces it.
+        """
+        self.wait()
         items = {"params": flatten(params), "optimizer": flatten(opt_state)}
-        run = run | {"checksums": {name: checksum(item) for name, item in items.items()}}
-        replaced = self.folder / f"replaced-{step}"
-        if step in self._manager.all_steps():  # saved when its evaluation was interrupted
-            (self.folder / str(step)).rename(replaced)
-            self._manager.reload()
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                run=ocp.args.JsonSave(run),
-                **{name: ocp.args.StandardSave(item) for name, item in items.items()},
-            ),
-            metrics=None if score is None else {"score": score},
-        )
-        if replaced.exists():
-            self.wait()
-            shutil.rmtree(replaced)
+        record = run | {"version": _VERSION, "step": step, "score": score, "regular": regular}
+        record["checksums"] = {name: checksums(item) for name, item in items.items()}
+        record = json.loads(json.dumps(record))
+        sealed = record | {"checksum": _checksum(record)}
+        exists = step in self.steps()
+        self._records[step], self._saving = record, step
+        with self._failure_told():
+            if exists:
+                self._replace_record(step, sealed)
+                return
+            arguments = {name: ocp.args.StandardSave(owned(item)) for name, item in items.items()}
+            arguments["run"] = ocp.args.JsonSave(sealed)
+            self._manager().save(step, args=ocp.args.Composite(**arguments))
+
+    def _replace_record(self, step: int, sealed: dict[str, Any]) -> None:
+        """Of a step that was saved when its evaluation was interrupted: the arrays are the same."""
+        if self.record(step)["checksums"] != sealed["checksums"]:
+            raise ValueError(f"{self.folder / str(step)} has other arrays than are to be saved")
+        with hosts.together():
+            if hosts.is_first():
+                with atomic_write(self.folder / str(step) / RECORD) as file:
+                    json.dump(sealed, file)
+
+    def wait(self) -> None:
+        """Returns when what was saved is on disk; warns where it could not be."""
+        if self._saving is None:
+            return
+        with self._failure_told():
+            if self._opened:
+                self._opened.wait_until_finished()
+            self._saving, self._failure = None, ""
+
+    def check_saved(self) -> None:
+        """Waits; OSError where the last checkpoint could not be saved."""
+        self.wait()
+        if self._failure:
+            raise OSError(self._failure)
+
+    @contextlib.contextmanager
+    def _failure_told(self) -> Iterator[None]:
+        """Turns an error of the disk into a warning, and forgets the checkpoint being saved."""
+        reason = ""
+        try:
+            yield
+        except Exception as error:
+            cause = _machine_error(error)
+            if not isinstance(cause, OSError):
+                raise
+            reason = cause.strerror or str(cause)
+        if not (reason := next(filter(None, hosts.gather(reason)), "")):
+            return
+        self._failure = f"checkpoint {self._saving} cannot be written to {self.folder}: {reason}"
+        logger.warning("%s; training goes on, and the next save is tried", self._failure)
+        self._records.pop(self._saving, None)
+        self._saving = None
+        self.close()
+        self._remove_cut_saves()
 
     def restore(self, step: int, **like: Any) -> dict[str, Any]:
-        """The `run` item, and others as trees of host arrays, structured as keyword arguments.
+        """A checkpoint's record as "run", and its arrays as trees, placed as they are described.
+
+        Args:
+          step: of the checkpoint.
+          like: by item, a tree of `jax.ShapeDtypeStruct`, each with its sharding.
 
         Raises:
           DamagedError: the checkpoint cannot be read, or fails its checksum.
-          ValueError: it is of another model.
+          ValueError: it is of another model, or of another version of this package.
+          FileNotFoundError: there is no such checkpoint, or no longer.
           OSError, MemoryError: reading failed, which says nothing of the checkpoint.
         """
-        device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-        arguments = {
-            item: ocp.args.StandardRestore(
-                {
-                    name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device)
-                    for name, leaf in _named(tree)
-                }
-            )
-            for item, tree in like.items()
-        }
-        arguments["run"] = ocp.args.JsonRestore()
+        trees = {"run": self.record(step)}
+        arguments = {item: ocp.args.StandardRestore(flatten(tree)) for item, tree in like.items()}
         try:
-            with _damage_told(self.folder / str(step)):
-                self._check_files(step, arguments)
-                restored = self._manager.restore(step, args=ocp.args.Composite(**arguments))
-                trees = {"run": restored["run"]}
+            with self._damage_told(step):
+                self._check_files(step, like)
+                restored = self._manager().restore(step, args=ocp.args.Composite(**arguments))
                 for item, tree in like.items():
-                    arrays = {name: np.asarray(x) for name, x in restored[item].items()}
-                    if checksum(arrays) != trees["run"]["checksums"][item]:
-                        raise ValueError(f"the {item} are not what was saved (checksum)")
+                    arrays = owned(restored[item])
+                    saved, found = trees["run"]["checksums"][item], checksums(arrays)
+                    if wrong := sorted(name for name in found if found[name] != saved.get(name)):
+                        raise ValueError(f"{wrong[0]} of {item} is not what was saved (checksum)")
                     trees[item] = unflatten(tree, arrays)
         except DamagedError:
             self._check_model(step, like)
@@ -220,11 +272,10 @@ class Checkpoints:
         """ValueError where arrays have other names or shapes, which to Orbax is an error too."""
         for item, tree in like.items():
             try:
-                stored = self._manager.item_metadata(step)[item].items()
+                stored = dict(self._manager().item_metadata(step)[item].items())
             except Exception:  # damaged indeed
                 return
-            stored = {name: tuple(array.shape) for name, array in stored}
-            check_shapes(f"checkpoint {self.folder / str(step)}", stored, shapes_of(tree))
+            check_shapes(f"checkpoint {self.folder / str(step)}", stored, tree)
 
     def _check_files(self, step: int, items: Iterable[str]) -> None:
         """Finds files that are missing or empty, at which Orbax's threads print tracebacks."""
@@ -235,126 +286,74 @@ class Checkpoints:
             if not files or empty:
                 raise ValueError(f"{empty[0]} is empty" if empty else f"{folder} has no file")
 
+    @contextlib.contextmanager
+    def _damage_told(self, step: int) -> Iterator[None]:
+        """Raises DamagedError for all errors but those of the machine: of I/O and of memory."""
+        folder = self.folder / str(step)
+        try:
+            yield
+        # Orbax and TensorStore raise errors of many kinds for a damaged file.
+        except Exception as error:
+            if not folder.is_dir():
+                gone = errno.ENOENT, "there is no such checkpoint", str(folder)
+                raise FileNotFoundError(*gone) from None
+            cause = _machine_error(error)
+            if cause and getattr(cause, "errno", None) != errno.ENOENT:
+                raise cause from (None if cause is error else error)
+            reason = " ".join(str(error).split())[:200]
+            message = f"checkpoint {folder} is damaged: {type(error).__name__}: {reason}"
+            raise DamagedError(message) from error
+
     def quarantine(self, step: int) -> None:
         """Renames a damaged checkpoint, so that its step can be saved again."""
         names = (f"damaged-{step}{suffix}" for suffix in ("", *map("-{}".format, range(2, 100))))
         free = next(self.folder / name for name in names if not (self.folder / name).exists())
-        (self.folder / str(step)).rename(free)
+        hosts.barrier("quarantine")  # all have looked for a free name
+        if hosts.is_first():
+            (self.folder / str(step)).rename(free)
+        hosts.barrier("quarantined")
         logger.warning("checkpoint %d is set aside, as %s", step, free.name)
-        if self._manager:
-            self._manager.reload()
+        self._manager().reload()
 
     def delete(self, step: int) -> None:
         """Removes a checkpoint, as of a run that is rolled back beyond it."""
-        self._manager.delete(step)
-
-    def wait(self) -> None:
-        """Returns when all that was saved is on disk."""
-        self._manager.wait_until_finished()
+        self._manager().delete(step)
 
     def close(self) -> None:
-        """Waits, and ends the background threads."""
-        if self._manager:
-            self._manager.close()
+        """Waits, and ends the background threads; raises nothing: `check_saved` does."""
+        manager, self._opened = self._opened, None
+        try:
+            if manager:
+                manager.close()
+        except Exception as error:
+            if self._saving is not None:
+                logger.warning(
+                    "the last checkpoint cannot be written to %s: %s", self.folder, error
+                )
 
 
-def _score(metrics: dict[str, list[float]]) -> list[float]:
-    return metrics["score"]
+def owned(arrays: dict[str, Any]) -> dict[str, Any]:
+    """The arrays, of which on a CPU no other array or view shares a buffer: it may be donated."""
+    return _copy(arrays) if jax.default_backend() == "cpu" else arrays
 
 
-@contextlib.contextmanager
-def _damage_told(folder: pathlib.Path) -> Iterator[None]:
-    """Raises DamagedError for all errors but those of the machine: of I/O and of memory."""
-    try:
-        yield
-    # Orbax and TensorStore raise errors of many kinds for a damaged file.
-    except Exception as error:
-        cause: BaseException | None = error
-        while cause:
-            # TensorStore raises ValueError, with the number of the system's error in its text.
-            if found := re.search(r"os_error_code='(\d+)'", str(cause)):
-                cause = OSError(int(found[1]), os.strerror(int(found[1])), str(folder))
-            if isinstance(cause, MemoryError) or "RESOURCE_EXHAUSTED" in str(cause):
-                raise
-            if isinstance(cause, OSError) and cause.errno not in (None, errno.ENOENT):
-                raise cause from (None if cause is error else error)
-            cause = cause.__cause__ or cause.__context__
-        reason = " ".join(str(error).split())[:200]
-        message = f"checkpoint {folder} is damaged: {type(error).__name__}: {reason}"
-        raise DamagedError(message) from error
+_copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))
 
 
-def read_config(workdir: pathlib.Path) -> Config:
-    """The config of a run; ValueError, naming the file, where it is none."""
-    path = workdir / CONFIG_FILE
-    try:
-        return Config.from_json(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
+def _checksum(record: dict[str, Any]) -> int:
+    return zlib.crc32(json.dumps(record, sort_keys=True).encode())
 
 
-@quiet_orbax()
-def load_run(
-    workdir: str | os.PathLike, checkpoint: str = "best", average: int = 1
-) -> tuple[Config, Vocabulary, nnx.GraphDef, Any]:
-    """Config, vocabulary, graph definition and parameters of a run.
-
-    Args:
-      workdir: of the run.
-      checkpoint: "best" (the latest, where none was evaluated), "last", or a step. Where
-        the best or last is damaged, the latest sound one is used, with a warning.
-      average: number of last checkpoints to average; above 1, `checkpoint` has no effect.
-
-    Raises:
-      FileNotFoundError: there is no run or no checkpoint.
-      ValueError: no such or no sound checkpoint.
-    """
-    check_devices()
-    workdir = local_folder(workdir)
-    if not (workdir / CONFIG_FILE).is_file():
-        raise FileNotFoundError(f"{workdir} is not the workdir of a run: it has no {CONFIG_FILE}")
-    config = read_config(workdir)
-    vocabulary = Vocabulary.load(workdir / VOCABULARY_FILE)
-    graphdef, shapes = abstract_model(config.model, len(vocabulary))
-    checkpoints = Checkpoints(workdir)
-    try:
-        candidates = _candidates(checkpoints, workdir, checkpoint if average == 1 else "last")
-        sound: dict[int, Any] = {}
-        for step in candidates:
-            try:
-                sound[step] = checkpoints.restore(step, params=shapes)["params"]
-            except DamagedError as error:
-                logger.warning("%s", error)
-            if len(sound) == average:
-                break
-    finally:
-        checkpoints.close()
-    if len(sound) < average:
-        raise ValueError(
-            f"{workdir} has {len(sound)} sound checkpoints of {len(candidates)} tried; expected "
-            f"{average}"
-        )
-    if list(sound) != candidates[:average]:
-        logger.warning("using step %s instead", ", ".join(map(str, sound)))
-    if average == 1:
-        return config, vocabulary, graphdef, next(iter(sound.values()))
-    mean = jax.tree.map(lambda *xs: np.mean(xs, axis=0, dtype=np.float32), *sound.values())
-    return config, vocabulary, graphdef, mean
-
-
-def _candidates(checkpoints: Checkpoints, workdir: pathlib.Path, checkpoint: str) -> list[int]:
-    """The steps to try, in order: the one asked for, and those before it."""
-    steps = checkpoints.steps()
-    if not steps:
-        raise FileNotFoundError(f"there is no checkpoint in {workdir}")
-    if checkpoint == "last":
-        return steps
-    if checkpoint == "best":
-        best = checkpoints.best_step()
-        return steps if best is None else [best, *(s for s in steps if s != best)]
-    if not checkpoint.isdecimal() or int(checkpoint) not in steps:
-        raise ValueError(
-            f"there is no checkpoint {checkpoint!r} in {workdir}, only best, last, "
-            f"{', '.join(map(str, steps))}"
-        )
-    return [int(checkpoint)]
+def _machine_error(error: BaseException) -> OSError | MemoryError | None:
+    """The error of the operating system or of memory that caused an error of Orbax, if one did."""
+    cause: BaseException | None = error
+    while cause:
+        # TensorStore raises ValueError, with the number of the system's error in its text.
+        if found := re.search(r"os_error_code='(\d+)'", str(cause)):
+            return OSError(int(found[1]), os.strerror(int(found[1])))
+        if isinstance(cause, OSError) and cause.errno is not None:
+            return cause
+        if isinstance(cause, MemoryError) or "RESOURCE_EXHAUSTED" in str(cause):
+            return MemoryError(str(cause))
+        cause = cause.__cause__ or cause.__context__
+    return None

@@ -107,5 +107,10 @@ def usable_memory() -> int:
     return int(_USABLE * available / jax.local_device_count())
 
 
+def replicated() -> NamedSharding:
+    """The sharding of a state that every device has a copy of, as a step gives it back."""
+    return NamedSharding(_mesh(), PartitionSpec())
+
+
 def _mesh() -> Mesh:
     return Mesh(np.array(jax.devices()), (AXIS,))

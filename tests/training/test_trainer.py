@@ -114,7 +114,8 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, caplog):
     config = tiny_config()
     run(config, tmp_path, 2)
     whole = run(config, tmp_path, 2)
-    largest = max((tmp_path / "checkpoints/4").rglob("*"), key=lambda path: path.stat().st_size)
+    files = (tmp_path / "checkpoints/4").rglob("d/*")
+    largest = max(files, key=lambda path: path.stat().st_size)
     largest.write_bytes(largest.read_bytes()[:10])
     with caplog.at_level(logging.WARNING):
         again = Trainer(config, tmp_path)
@@ -208,7 +209,6 @@ def test_an_evaluation_cut_short_is_made_up_for_on_resuming(tmp_path, monkeypatc
     assert loop.train(config, tmp_path).status == 0
     steps = [line["step"] for line in reports(tmp_path) if "valid_loss" in line]
     assert steps == [2, 4]
-    assert not list((tmp_path / "checkpoints").glob("replaced-*"))
     checkpoints = Checkpoints(tmp_path)
     assert checkpoints.best_step() in (2, 4) and checkpoints.steps() == [4, 2]
     checkpoints.close()

@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from transformer_jax.checkpoint import CONFIG_FILE
 from transformer_jax.compare import quality, report, runs
 from transformer_jax.compare.children import ChildError, in_child
 from transformer_jax.compare.plan import Budget, Run, plan
 from transformer_jax.data.corpora import Corpus, Pair
+from transformer_jax.saved_run import CONFIG_FILE
 from transformer_jax.storage import atomic_write, local_folder
 from transformer_jax.training.metrics import finite
 from transformer_jax.training.run import locked

@@ -8,8 +8,8 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from transformer_jax.checkpoint import CONFIG_FILE, VOCABULARY_FILE
 from transformer_jax.config import Config, DataConfig, load_config, with_field
+from transformer_jax.saved_run import CONFIG_FILE, VOCABULARY_FILE
 from transformer_jax.storage import local_path
 from transformer_jax.training.run import check_owner
 

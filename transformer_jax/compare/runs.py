@@ -19,7 +19,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from transformer_jax.checkpoint import CONFIG_FILE, VOCABULARY_FILE, read_config
 from transformer_jax.compare.plan import Budget, Run, settled
 from transformer_jax.config import Config, reset_idle_fields
 from transformer_jax.data.corpora import Corpus, Pair, parse_corpora
@@ -27,6 +26,7 @@ from transformer_jax.data.datasets import RunData, training_batches
 from transformer_jax.decoding.translator import Translation, Translator
 from transformer_jax.devices import check_devices
 from transformer_jax.evaluation import bleu_tokenizer
+from transformer_jax.saved_run import CONFIG_FILE, VOCABULARY_FILE, read_config
 from transformer_jax.storage import removed
 from transformer_jax.training.loop import train
 from transformer_jax.training.metrics import FILE as METRICS_FILE

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from transformer_jax.checkpoint import load_run
 from transformer_jax.config import Config
 from transformer_jax.data.vocabulary import BOS, EOS, UNK, Vocabulary
 from transformer_jax.decoding import alignment, engine, scoring
@@ -19,6 +18,7 @@ from transformer_jax.decoding.options import SearchOptions
 from transformer_jax.decoding.scoring import Scored, TokenPair
 from transformer_jax.decoding.search import NEG_INF, Hypotheses
 from transformer_jax.devices import replicate
+from transformer_jax.saved_run import load_run
 
 
 class Hypothesis(NamedTuple):

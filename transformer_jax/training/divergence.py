@@ -2,7 +2,11 @@
 
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+
 from transformer_jax.config import TrainingConfig
+from transformer_jax.devices import must_block
 from transformer_jax.training.run import Progress
 
 _SMOOTHING = 0.98  # weight of the smoothed loss beside that of one update
@@ -18,6 +22,21 @@ class DivergedError(ValueError):
     def __init__(self, what: str, step: int):
         super().__init__(what)
         self.step = step
+
+
+def all_finite(tree: Any) -> bool:
+    """Whether all elements of all arrays are finite, computed where they lie."""
+    found = []
+    for leaf in jax.tree.leaves(tree):
+        found.append(_is_finite(leaf))
+        if must_block():
+            jax.block_until_ready(found[-1])
+    return all(jax.device_get(found))
+
+
+@jax.jit
+def _is_finite(array: jax.Array) -> jax.Array:
+    return jnp.isfinite(array).all()
 
 
 def was_updated(

@@ -141,12 +141,14 @@ def run_to_end(
         # 3. Save: before stopping, a new best, and every so often.
         is_best = score is not None and waited == 0
         unsaved = step != saved or score is not None
-        if unsaved and (stops or is_best or step % training.save_every == 0):
+        regular = bool(at_end or out_of_patience or is_best or step % training.save_every == 0)
+        if unsaved and (stops or regular):
             _show(bar, trainer, trainer.settle())
             trainer.meter.stop_clock()
-            trainer.save(score)
+            trainer.save(score, regular=regular)
             saved = step
         if stops:
+            trainer.checkpoints.check_saved()
             if out_of_patience and not at_end:
                 logger.info("no better validation in %d evaluations: stopping", waited)
             return

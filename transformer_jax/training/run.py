@@ -9,27 +9,26 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
-from transformer_jax.checkpoint import (
-    CONFIG_FILE,
-    FOLDER,
-    VOCABULARY_FILE,
-    Checkpoints,
-    DamagedError,
-    check_shapes,
-    load_run,
-    read_config,
-    shapes_of,
-)
+from transformer_jax import hosts
+from transformer_jax.checkpoint import FOLDER, Checkpoints, DamagedError, check_shapes
 from transformer_jax.config import Config, DataConfig, differences
 from transformer_jax.data import datasets
 from transformer_jax.data.datasets import RunData
 from transformer_jax.data.vocabulary import Vocabulary
-from transformer_jax.devices import replicate
+from transformer_jax.devices import replicate, replicated
 from transformer_jax.interruption import undone
 from transformer_jax.model.build import first_params
+from transformer_jax.saved_run import (
+    CONFIG_FILE,
+    VOCABULARY_FILE,
+    check_origin,
+    load_run,
+    read_config,
+)
 from transformer_jax.storage import atomic_write, local_path, lock
 from transformer_jax.training.step import TrainState
 
@@ -41,6 +40,7 @@ def check_owner(workdir: pathlib.Path, config: Config) -> Config:
     config = with_named_vocabulary(workdir, config)
     if (workdir / CONFIG_FILE).exists():
         before = read_config(workdir)
+        check_origin(workdir, before)
         _check_ignored_names(workdir, before, config)
         changed = differences(before, config)
         if changed:
@@ -192,39 +192,62 @@ def start_state(
     checkpoints: Checkpoints,
     optimizer: optax.GradientTransformation,
 ) -> tuple[TrainState, Progress]:
-    """Replicated state of the latest sound checkpoint, else of `init_from`, else initial.
+    """State of the latest sound checkpoint, else of `init_from`, else initial, on all devices.
 
     Checkpoints found damaged on the way are quarantined.
     """
-    params = first_params(config.model, len(data.vocabulary), config.seed)
-    like = {"params": params, "optimizer": jax.eval_shape(optimizer.init, params)}
-    damaged = []
-    for step in checkpoints.steps():
-        try:
-            saved = checkpoints.restore(step, **like)
-        except DamagedError as error:
-            logger.warning("%s", error)
-            damaged.append(step)
-            continue
+
+    def initial() -> TrainState:
+        params = first_params(config.model, len(data.vocabulary), config.seed)
+        return TrainState(jnp.int32(0), params, optimizer.init(params))
+
+    sharding = replicated()
+    like = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+        jax.eval_shape(initial),
+    )
+    if saved := _latest_sound(checkpoints, like):
         progress = Progress.from_json(saved["run"]["progress"])
         if progress.fingerprint != data.fingerprint:
             raise ValueError(
                 f"the training corpus {config.data.train} is not the one that the run in "
                 f"{workdir} was trained on: its content or weights have changed"
             )
+        step = saved["run"]["step"]
+        logger.info("resuming after step %d", step)
+        return TrainState(replicate(np.int32(step)), saved["params"], saved["optimizer"]), progress
+    state = jax.jit(initial, out_shardings=sharding)()
+    if config.training.init_from:
+        params = _params_of_run(config.training.init_from, like.params, data.vocabulary)
+        state = state._replace(params=replicate(params))
+    return state, Progress(data.fingerprint)
+
+
+def _latest_sound(checkpoints: Checkpoints, like: TrainState) -> dict[str, Any] | None:
+    """What the latest sound checkpoint has, those after it set aside; None without any.
+
+    Raises:
+      ValueError: all are damaged.
+    """
+    damaged = []
+    for step in hosts.gather(checkpoints.steps())[0]:
+        saved, problem = None, ""
+        try:
+            saved = checkpoints.restore(step, params=like.params, optimizer=like.opt_state)
+        except DamagedError as error:
+            problem = str(error)
+        if problem := next(filter(None, hosts.gather(problem)), ""):
+            logger.warning("%s", problem)
+            damaged.append(step)
+            continue
         for later in damaged:
             checkpoints.quarantine(later)
-        logger.info("resuming after step %d", step)
-        state = TrainState(np.int32(step), saved["params"], saved["optimizer"])
-        return replicate(state), progress
+        return saved
     if damaged:
         raise ValueError(
             f"no checkpoint in {checkpoints.folder} is sound; move it away to start anew"
         )
-    if config.training.init_from:
-        params = _params_of_run(config.training.init_from, params, data.vocabulary)
-    state = TrainState(np.int32(0), params, jax.jit(optimizer.init)(params))
-    return replicate(state), Progress(data.fingerprint)
+    return None
 
 
 def _params_of_run(workdir: str, like: Any, vocabulary: Vocabulary) -> Any:
@@ -237,7 +260,7 @@ def _params_of_run(workdir: str, like: Any, vocabulary: Vocabulary) -> Any:
             "pieces: leave config.data.vocabulary out, in a new workdir, and the vocabulary is "
             "that run's as well"
         )
-    check_shapes(where, shapes_of(params), shapes_of(like))
+    check_shapes(where, params, like)
     return params
 
 

@@ -1,13 +1,13 @@
 """The updates of a run: its state advanced by compiled steps over prefetched batches, saved."""
 
 import contextlib
+import dataclasses
 import logging
 import os
 from signal import Signals
 from typing import Any
 
 import jax
-import numpy as np
 
 from transformer_jax import allocator, hosts
 from transformer_jax.checkpoint import Checkpoints
@@ -20,7 +20,7 @@ from transformer_jax.devices import check_devices, local_copies, parallel, place
 from transformer_jax.model.build import abstract_model
 from transformer_jax.storage import local_folder
 from transformer_jax.training.compile import CompiledSteps, largest_batch
-from transformer_jax.training.divergence import DivergedError, was_updated
+from transformer_jax.training.divergence import DivergedError, all_finite, was_updated
 from transformer_jax.training.metrics import Meter, MetricLog
 from transformer_jax.training.optimizer import learning_rate_schedule, make_optimizer
 from transformer_jax.training.prefetch import Prefetcher
@@ -235,21 +235,26 @@ class Trainer:
         models = Models((self.graphdef,), (local_copies(self.state.params),))
         return Translator(models, self.data.vocabulary, self.config)
 
-    def save(self, score: list[float] | None = None) -> None:
+    def save(self, score: list[float] | None = None, *, regular: bool = True) -> None:
         """Starts to save the state, once all of it is known to be finite.
 
         Args:
           score: rank of the evaluation at this step, as from `validation.Validation`.
+          regular: whether a run without signals would save here too.
         """
         self.settle()
         self.progress.sums = self.meter.sums
-        run = {"step": self.step, "progress": self.progress.to_json()}
-        state = jax.device_get(self.state)
-        if not all(np.isfinite(x).all() for x in jax.tree.leaves(state)):
+        if not all_finite(self.state):
             raise DivergedError(
                 f"a parameter or moment after step {self.step} is not finite", self.step
             )
-        self.checkpoints.save(self.step, state.params, state.opt_state, run, score)
+        run = {
+            "progress": self.progress.to_json(),
+            "config": dataclasses.asdict(self.config),
+            "vocabulary": self.data.vocabulary.fingerprint(),
+        }
+        _, params, opt_state = self.state
+        self.checkpoints.save(self.step, params, opt_state, run, score, regular=regular)
 
     def close(self) -> None:
         """Waits for checkpoints being written, and ends the background threads."""
