@@ -2,6 +2,10 @@
 
 import functools
 import itertools
+import os
+import pathlib
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -52,6 +56,21 @@ def make_model(vocab_size: int = VOCAB_SIZE, seed: int = 0, **fields):
 def read_pairs(names: str, source: str, target: str, **options) -> list[Pair]:
     """All pairs of a corpus or mixture, one corpus after the other."""
     return list(itertools.chain.from_iterable(parse_corpora(names, source, target, **options)))
+
+
+def printed_by_two(script: str, *arguments: tuple[str, ...]) -> list[str]:
+    """What two processes of a script print, whose hashes differ; each has its own arguments."""
+    root = pathlib.Path(__file__).parents[1]
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", script, *own],
+            stdout=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"PYTHONPATH": str(root), "PYTHONHASHSEED": str(seed)},
+        )
+        for seed, own in enumerate(arguments or ((), ()), 1)
+    ]
+    return [process.communicate(timeout=60)[0] for process in processes]
 
 
 def random_store(

@@ -5,14 +5,11 @@ import io
 import itertools
 import json
 import math
-import os
-import pathlib
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import sentencepiece
+from builders import printed_by_two
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sentencepiece import sentencepiece_model_pb2 as protocol
@@ -324,18 +321,10 @@ print(json.dumps([drawn[number] for number in range(len(texts))]))
 def test_what_is_drawn_is_the_same_in_all_processes_in_any_order(vocabulary, alpha, tmp_path):
     """A run that resumes is another process, and so is each host of a cluster."""
     vocabulary.save(tmp_path / "v.model")
-    root = str(pathlib.Path(subword_sampling.__file__).parents[2])
     texts = [*TEXTS[:40], "ein 한 eight"]
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", SCRIPT, tmp_path / "v.model", str(alpha), order, *texts],
-            stdout=subprocess.PIPE,
-            text=True,
-            env=os.environ | {"PYTHONPATH": root, "PYTHONHASHSEED": seed},
-        )
-        for order, seed in (("1", "1"), ("-1", "2"))
-    ]
-    one, other = (json.loads(process.communicate(timeout=60)[0]) for process in processes)
+    model = str(tmp_path / "v.model")
+    arguments = ((model, str(alpha), order, *texts) for order in ("1", "-1"))
+    one, other = map(json.loads, printed_by_two(SCRIPT, *arguments))
     segmenter = Segmenter(vocabulary, alpha)
     here = [segmenter.draw(encode(vocabulary, text), i) for i, text in enumerate(texts)]
     assert one == other == here and UNK in here[-1]

@@ -2,14 +2,11 @@
 
 import collections
 import io
-import os
-import pathlib
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import sentencepiece
+from builders import printed_by_two
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -194,17 +191,7 @@ for kind in ("bpe", "unigram"):
 
 def test_what_is_learnt_from_a_sample_is_the_same_in_all_processes():
     """A run that resumes is another process, and so is each host of a cluster."""
-    root = str(pathlib.Path(vocabulary_module.__file__).parents[2])
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", SCRIPT],
-            stdout=subprocess.PIPE,
-            text=True,
-            env=os.environ | {"PYTHONPATH": root, "PYTHONHASHSEED": seed},
-        )
-        for seed in "12"
-    ]
-    one, other = (process.communicate(timeout=60)[0].splitlines() for process in processes)
+    one, other = map(str.splitlines, printed_by_two(SCRIPT))
     assert one == other and [line.split()[0] for line in one] == ["bpe", "unigram"]
 
 
@@ -235,9 +222,14 @@ def test_the_most_probable_segmentations_begin_with_the_one_that_encodes():
         assert len(set(map(tuple, [best, *others]))) == 5
 
 
-def test_a_vocabulary_that_needs_more_text_than_the_sample_gets_it(monkeypatch):
+@pytest.fixture
+def small_sample(monkeypatch):
     monkeypatch.setattr(vocabulary_module, "SAMPLE_SENTENCES", 200)
     monkeypatch.setattr(vocabulary_module, "SENTENCES_A_PIECE", 0)
+
+
+@pytest.mark.usefixtures("small_sample")
+def test_a_vocabulary_that_needs_more_text_than_the_sample_gets_it():
     letters = np.random.default_rng(0).choice(list("abcdefgh"), (2, 1500, 6))
     words = [Pair(*map("".join, pair)) for pair in zip(*letters)]
     few, many = Readings(words), Readings(words)
@@ -245,18 +237,16 @@ def test_a_vocabulary_that_needs_more_text_than_the_sample_gets_it(monkeypatch):
     assert len(Vocabulary.train([many], 1500)) == 1500 and many.number > 1
 
 
+@pytest.mark.usefixtures("small_sample")
 def test_no_more_text_than_the_sample_is_learnt_from(monkeypatch):
-    monkeypatch.setattr(vocabulary_module, "SAMPLE_SENTENCES", 200)
-    monkeypatch.setattr(vocabulary_module, "SENTENCES_A_PIECE", 0)
     words = [Pair(f"w{i}", f"w{i}") for i in range(3000)]
     assert len(Vocabulary.train([words], 5000, "symbols")) <= 204
     monkeypatch.setattr(vocabulary_module, "SENTENCES_A_PIECE", 2)
     assert len(Vocabulary.train([words], 500, "symbols")) > 500 / 2
 
 
-def test_a_text_too_small_ends_in_an_error_after_all_of_it_was_read(monkeypatch):
-    monkeypatch.setattr(vocabulary_module, "SAMPLE_SENTENCES", 200)
-    monkeypatch.setattr(vocabulary_module, "SENTENCES_A_PIECE", 0)
+@pytest.mark.usefixtures("small_sample")
+def test_a_text_too_small_ends_in_an_error_after_all_of_it_was_read():
     with pytest.raises(ValueError, match=r"vocab_size=9000 is more .*: at most \d+$"):
         Vocabulary.train([PAIRS], 9000)
 
@@ -285,10 +275,9 @@ def test_training_is_deterministic_and_fingerprints_tell_vocabularies(kind):
     assert sorted(fingerprints.values()) == ([3] if kind == "bytes" else [1, 2])
 
 
+@pytest.mark.usefixtures("small_sample")
 @pytest.mark.parametrize("kind", ["unigram", "bpe"])
-def test_a_sampled_corpus_gives_the_same_vocabulary(monkeypatch, kind):
-    monkeypatch.setattr(vocabulary_module, "SAMPLE_SENTENCES", 200)
-    monkeypatch.setattr(vocabulary_module, "SENTENCES_A_PIECE", 0)
+def test_a_sampled_corpus_gives_the_same_vocabulary(kind):
     models = {Vocabulary.train([PAIRS], 70, kind).model for _ in range(2)}
     assert len(models) == 1
 

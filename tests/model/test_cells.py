@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from references import cell_step
 
 from transformer_jax.model.cells import (
     CELLS,
@@ -26,48 +27,16 @@ def cell_of(kind: str):
     )
 
 
-def sigmoid(x):
-    return 1 / (1 + np.exp(-x))
-
-
-def reference_step(kind: str, cell, state, x):
-    """One step of a cell in float64, written out gate by gate: the new state."""
-    w, u = (np.asarray(d.kernel[...], np.float64) for d in (cell.dense_i, cell.dense_h))
-    biases = [d.bias for d in (cell.dense_i, cell.dense_h) if d.bias is not None]
-    (b,) = (np.asarray(bias[...], np.float64) for bias in biases)
-    assert np.abs(b).min() > 0
-    if kind == "rnn":
-        return np.tanh(x @ w + state @ u + b)
-
-    def gate(number, array):
-        return array[..., number * HIDDEN : (number + 1) * HIDDEN]
-
-    if kind == "gru":
-        r = sigmoid(x @ gate(0, w) + gate(0, b) + state @ gate(0, u))
-        z = sigmoid(x @ gate(1, w) + gate(1, b) + state @ gate(1, u))
-        n = np.tanh(x @ gate(2, w) + gate(2, b) + r * (state @ gate(2, u)))
-        return (1 - z) * n + z * state
-    c, h = state
-    i, f, g, o = (x @ gate(k, w) + h @ gate(k, u) + gate(k, b) for k in range(4))
-    c = sigmoid(f) * c + sigmoid(i) * np.tanh(g)
-    return c, sigmoid(o) * np.tanh(c)
-
-
-def random_state(kind: str, batch: int, seed: int = 0):
-    parts = np.random.default_rng(seed).normal(size=(2, batch, HIDDEN)).astype(np.float32)
-    return tuple(parts) if kind == "lstm" else parts[1]
-
-
 @pytest.mark.parametrize("kind", CELLS)
 def test_a_step_equals_the_written_out_reference(kind):
-    cell, state = cell_of(kind), random_state(kind, 4)
-    x_BD = np.random.default_rng(1).normal(size=(4, INPUT)).astype(np.float32)
-    new = advance(cell, jax.tree.map(jnp.asarray, state), jnp.asarray(x_BD))
-    jax.tree.map(
-        lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6),
-        new,
-        reference_step(kind, cell, state, x_BD),
-    )
+    cell, random = cell_of(kind), np.random.default_rng(1)
+    biases = [x.bias[...] for x in (cell.dense_i, cell.dense_h) if x.bias is not None]
+    assert np.abs(biases).min() > 0
+    x_BD = random.normal(size=(4, INPUT)).astype(np.float32)
+    state = [*random.normal(size=(1 + (kind == "lstm"), 4, HIDDEN)).astype(np.float32)]
+    new = advance(cell, tuple(state) if kind == "lstm" else state[0], jnp.asarray(x_BD))
+    for x, y in zip(jax.tree.leaves(new), cell_step(kind, cell, state, x_BD), strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("reverse", [False, True])
@@ -81,12 +50,12 @@ def test_a_layer_is_its_steps_and_padding_carries_the_state(kind, reverse):
         cell, jnp.asarray(input_BTD), jnp.asarray(real_BT), reverse=reverse
     )
     for row, length in enumerate(lengths):
-        state = jax.tree.map(lambda x_BD: np.asarray(x_BD[0], np.float64), first_state(cell, 1))
+        state = [np.asarray(x_BD[0], np.float64) for x_BD in jax.tree.leaves(first_state(cell, 1))]
         for place in reversed(range(length)) if reverse else range(length):
-            state = reference_step(kind, cell, state, input_BTD[row, place])
+            state = cell_step(kind, cell, state, input_BTD[row, place])
             np.testing.assert_allclose(hidden_BTD[row, place], hidden_of(state), atol=1e-5)
-        own = jax.tree.map(lambda x_BD, row=row: x_BD[row], last)
-        jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-5), own, state)
+        for x_BD, y in zip(jax.tree.leaves(last), state, strict=True):
+            np.testing.assert_allclose(x_BD[row], y, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", CELLS)

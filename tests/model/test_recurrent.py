@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from references import cell_step, linear
 
 from transformer_jax.config import ModelConfig
 from transformer_jax.model.build import abstract_model, build, first_params
@@ -71,10 +72,6 @@ LENGTHS = [9, 5, 3, 1]
 SOURCE, TARGET = (4, 9), (4, 6)
 
 
-def sigmoid(x):
-    return 1 / (1 + np.exp(-x))
-
-
 def softmax(x):
     e = np.exp(x - x.max())
     return e / e.sum()
@@ -89,29 +86,11 @@ class Reference:
     def array(self, variable):
         return np.asarray(variable[...], np.float64)
 
-    def linear(self, layer, x):
-        bias = 0 if layer.bias is None else self.array(layer.bias)
-        return x @ self.array(layer.kernel) + bias
-
-    def cell(self, cell, state, x):
-        given, own = (
-            self.linear(layer, y) for layer, y in ((cell.dense_i, x), (cell.dense_h, state[-1]))
-        )
-        if self.fields["kind"] == "rnn":
-            return [np.tanh(given + own)]
-        if self.fields["kind"] == "gru":
-            (r1, z1, n1), (r2, z2, n2) = np.split(given, 3), np.split(own, 3)
-            z = sigmoid(z1 + z2)
-            return [(1 - z) * np.tanh(n1 + sigmoid(r1 + r2) * n2) + z * state[0]]
-        i, f, g, o = np.split(given + own, 4)
-        c = sigmoid(f) * state[0] + sigmoid(i) * np.tanh(g)
-        return [c, sigmoid(o) * np.tanh(c)]
-
     def over(self, cell, inputs):
         size = 2 if self.fields["kind"] == "lstm" else 1
         state, seen = [np.zeros(cell.hidden_features)] * size, []
         for x in inputs:
-            state = self.cell(cell, state, x)
+            state = cell_step(self.fields["kind"], cell, state, x)
             seen.append(state[-1])
         return seen, state
 
@@ -123,7 +102,7 @@ class Reference:
                 back, last = self.over(layer.backward, hidden[::-1])
                 seen = [np.concatenate(pair) for pair in zip(seen, back[::-1])]
                 state = [
-                    self.linear(bridge, np.concatenate(pair))
+                    linear(bridge, np.concatenate(pair))
                     for bridge, pair in zip(layer.bridge, zip(state, last))
                 ]
                 state[-1] = np.tanh(state[-1])
@@ -136,9 +115,9 @@ class Reference:
         if self.fields["attention"] == "dot":
             scores = memory @ query
         elif self.fields["attention"] == "general":
-            scores = memory @ self.linear(attention.query, query)
+            scores = memory @ linear(attention.query, query)
         else:
-            parts = self.linear(attention.query, query)[None] + self.linear(attention.key, memory)
+            parts = linear(attention.query, query)[None] + linear(attention.key, memory)
             scores = np.tanh(parts) @ self.array(attention.vector)
         weights = softmax(scores)
         return weights @ memory, weights
@@ -162,14 +141,14 @@ class Reference:
             hidden = np.concatenate(inputs)
             states = list(states)
             for layer, cell in enumerate(model.decoder):
-                states[layer] = self.cell(cell, states[layer], hidden)
+                states[layer] = cell_step(fields["kind"], cell, states[layer], hidden)
                 hidden = states[layer][-1]
             if kind == "additive":
-                pairs = self.linear(model.output, np.concatenate([hidden, embedded, context]))
+                pairs = linear(model.output, np.concatenate([hidden, embedded, context]))
                 hidden = np.array([max(pair) for pair in zip(pairs[::2], pairs[1::2])])
             elif kind != "none":
                 context, weights = self.attend(hidden, memory)
-                hidden = np.tanh(self.linear(model.output, np.concatenate([context, hidden])))
+                hidden = np.tanh(linear(model.output, np.concatenate([context, hidden])))
                 attentional = hidden
             logits.append(table @ hidden)
             all_weights.append(weights)
