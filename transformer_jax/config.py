@@ -76,6 +76,9 @@ class ModelConfig(_Fields):
     feed_forward_dim: int = _number(2048, 1, _WIDEST, "Width of feed-forward layers.", _TRANSFORMER)
     norm: str = _choice("post pre", "Layer norm after or before each sub-layer.", _TRANSFORMER)
     activation: str = _choice("relu gelu silu", "Of feed-forward layers.", _TRANSFORMER)
+    remat: str = _choice(
+        "none dots full", "Of a layer, computed twice: all but products, or all.", _TRANSFORMER
+    )
     positions: str = _choice("sinusoidal none", "Position encoding.", _TRANSFORMER)
     attention_bias: bool = _field(False, "Add biases to attention's projections.", _TRANSFORMER)
     output_bias: bool = _field(False, "Add a bias to the logits.", _TRANSFORMER)
@@ -162,6 +165,15 @@ class TrainingConfig(_Fields):
 
 
 @dataclasses.dataclass
+class ParallelConfig(_Fields):
+    """The mesh of devices; by default the state is copied to each, and rows are split over them."""
+
+    data: int = _number(0, 0, _ANY, "Devices that rows alone are split over; 0 = all left.")
+    fsdp: int = _number(1, 1, _ANY, "That rows, parameters and optimizer state are split over.")
+    tensor: int = _number(1, 1, _ANY, "That heads and widths are split over.", _TRANSFORMER)
+
+
+@dataclasses.dataclass
 class DecodingConfig(_Fields):
     """Beam search (section 6.1), for validation and as the defaults of decode."""
 
@@ -180,6 +192,7 @@ class Config(_Fields):
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     training: TrainingConfig = dataclasses.field(default_factory=TrainingConfig)
+    parallel: ParallelConfig = dataclasses.field(default_factory=ParallelConfig)
     decoding: DecodingConfig = dataclasses.field(default_factory=DecodingConfig)
 
     def validate(self) -> "Config":
@@ -220,6 +233,11 @@ def _problems(config: Config) -> Iterator[str]:
             f"config.model.num_heads={model.num_heads} does not divide config.model.model_dim="
             f"{model.model_dim}; heads share the width equally"
         )
+    if model.num_heads % config.parallel.tensor:
+        yield (
+            f"config.parallel.tensor={config.parallel.tensor} does not divide config.model."
+            f"num_heads={model.num_heads}; devices share the heads equally"
+        )
     if model.model_dim % 2:
         yield (
             f"config.model.model_dim={model.model_dim} is odd; sinusoidal positions come in pairs "
@@ -238,7 +256,7 @@ def _problems(config: Config) -> Iterator[str]:
         )
 
 
-# What may change when a run goes on: lengths and intervals, decoding, and paths (the
+# What may change when a run goes on: lengths and intervals, decoding, devices, and paths (the
 # vocabulary is kept in the workdir, and a training corpus of other content is refused). The
 # cosine schedule ends at num_steps, so that there another number means another schedule.
 RESUMABLE = frozenset(
@@ -248,6 +266,7 @@ RESUMABLE = frozenset(
         "max_skipped max_loss_ratio max_rollbacks init_from"
     ).split()
 ) | frozenset(f"config.data.{name}" for name in "train valid test vocabulary cache_dir".split())
+_FREE = "config.decoding.", "config.parallel.", "config.model.remat"
 
 
 def differences(old: Config, new: Config) -> list[str]:
@@ -255,7 +274,7 @@ def differences(old: Config, new: Config) -> list[str]:
     return [
         f"{name}: {before!r} -> {after!r}"
         for (name, _, before), (_, _, after) in zip(_leaves(old), _leaves(new))
-        if before != after and name not in RESUMABLE and not name.startswith("config.decoding.")
+        if before != after and name not in RESUMABLE and not name.startswith(_FREE)
     ]
 
 

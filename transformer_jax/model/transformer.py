@@ -6,6 +6,7 @@ only if a random key is passed.
 """
 
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -166,7 +167,7 @@ class Transformer(nnx.Module):
         self.encoder_norm = layer_norm(config, rngs=rngs) if pre else None
         self.decoder_norm = layer_norm(config, rngs=rngs) if pre else None
         self.dropout_rate, self.positions = config.dropout_rate, config.positions
-        self.num_heads = config.num_heads
+        self.num_heads, self.remat = config.num_heads, config.remat
 
     @property
     def attention_shape(self) -> dict[str, tuple[int, int]]:
@@ -180,6 +181,13 @@ class Transformer(nnx.Module):
         )
         return dropout(embedded_BTD, self.dropout_rate, key)
 
+    def _remat(self, layer: Callable) -> Callable:
+        """The layer, of which a backward pass keeps what the config says (Chen et al. 2016)."""
+        if self.remat == "none":
+            return layer
+        kept = {"dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable, "full": None}
+        return jax.checkpoint(layer, policy=kept[self.remat])
+
     def encode(self, source: Tokens, key=None, return_attention=False):
         """Encodes the source (section 3.1): Memory, or (Memory, attention)."""
         keys = split_or_none(key, 1 + len(self.encoder))
@@ -187,7 +195,7 @@ class Transformer(nnx.Module):
         hidden_BSD = self._embed(source.ids, source.positions, keys[0])
         weights = []
         for block, block_key in zip(self.encoder, keys[1:]):
-            hidden_BSD, weights_BHSS = block(hidden_BSD, mask_BSS, block_key)
+            hidden_BSD, weights_BHSS = self._remat(block)(hidden_BSD, mask_BSS, block_key)
             weights.append(weights_BHSS)
         if self.encoder_norm is not None:
             hidden_BSD = self.encoder_norm(hidden_BSD)
@@ -203,12 +211,15 @@ class Transformer(nnx.Module):
         cross_mask_BTS = segment_mask(target.segments, memory.segments)
         hidden_BTD = self._embed(target.ids, target.positions, keys[0])
         self_weights, cross_weights = [], []
-        for block, block_key in zip(self.decoder, keys[1:]):
+
+        def attended(block, hidden_BTD, memory_BSD, block_key):
             attend = functools.partial(block.self_attention.self_attend, mask_BTT=mask_BTT)
-            cross = block.cross_attention.project_memory(memory.hidden)
-            hidden_BTD, weights_BHTT, weights_BHTS = block(
-                hidden_BTD, attend, cross, cross_mask_BTS, block_key
-            )
+            cross = block.cross_attention.project_memory(memory_BSD)
+            return block(hidden_BTD, attend, cross, cross_mask_BTS, block_key)
+
+        for block, block_key in zip(self.decoder, keys[1:]):
+            layer = self._remat(functools.partial(attended, block))
+            hidden_BTD, weights_BHTT, weights_BHTS = layer(hidden_BTD, memory.hidden, block_key)
             self_weights.append(weights_BHTT)
             cross_weights.append(weights_BHTS)
         logits_BTV = self._logits(hidden_BTD)

@@ -18,14 +18,21 @@ _MAX_EXTRAPOLATION = 64  # times the largest batch that fits
 class CompiledSteps:
     """A step(state, batch) compiled for every shape of batch there will be."""
 
-    def __init__(self, step: Callable, state: Any, batches: Batches, micro_batches: int = 1):
+    def __init__(
+        self,
+        step: Callable,
+        state: Any,
+        batches: Batches,
+        micro_batches: int = 1,
+        place: Callable = place,
+    ):
         """Compiles in parallel.
 
         Args:
-          step: from `devices.parallel`.
+          step: from `parallel` of a layout.
           state: shaped and placed as in the calls to come.
           batches: gives the shapes.
-          micro_batches: as for `devices.place`.
+          micro_batches, place: of the layout.
         """
 
         def compiled(rows: int, row_shape) -> jax.stages.Compiled:

@@ -47,6 +47,7 @@ def make_train_step(
     accumulate_steps: int = 1,
     reduce: Callable = lambda tree: jax.lax.psum(tree, AXIS),
     device_index: Callable = lambda: jax.lax.axis_index(AXIS),
+    micro_batches: Callable = lambda x, n: x.reshape(n, -1, *x.shape[1:]),
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
     """The body of a train step, a function of the state and one device's rows.
 
@@ -61,6 +62,7 @@ def make_train_step(
       accumulate_steps: micro-batches, computed one after the other; must divide the rows.
       reduce, device_index: sum over devices and number of this one; the identity and 0
         where one program sees all rows.
+      micro_batches: splits the rows of an array, to [n, rows, ...].
     """
 
     def sums_and_gradients(params, batch, key):
@@ -73,17 +75,17 @@ def make_train_step(
     def accumulated(params, batch, key):
         if accumulate_steps == 1:
             return sums_and_gradients(params, batch, key)
-        micro_batches = jax.tree.map(lambda x: x.reshape(accumulate_steps, -1, *x.shape[1:]), batch)
+        parts = jax.tree.map(lambda x: micro_batches(x, accumulate_steps), batch)
         keys = jax.random.split(key, accumulate_steps)
 
         def add(total, micro_batch):
             return jax.tree.map(jnp.add, total, sums_and_gradients(params, *micro_batch)), None
 
         shapes = jax.eval_shape(
-            sums_and_gradients, params, *jax.tree.map(lambda x: x[0], (micro_batches, keys))
+            sums_and_gradients, params, *jax.tree.map(lambda x: x[0], (parts, keys))
         )
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-        return jax.lax.scan(add, zeros, (micro_batches, keys))[0]
+        return jax.lax.scan(add, zeros, (parts, keys))[0]
 
     def train_step(state: TrainState, batch: Batch):
         key = jax.random.fold_in(jax.random.key(seed, impl="rbg"), state.step)
@@ -110,11 +112,17 @@ def make_train_step(
     return train_step
 
 
-def make_eval_step(graphdef: nnx.GraphDef, *, smoothing: float) -> Callable[[Any, Batch], Sums]:
+def make_eval_step(
+    graphdef: nnx.GraphDef,
+    *,
+    smoothing: float,
+    reduce: Callable = lambda tree: jax.lax.psum(tree, AXIS),
+    **_: Callable,
+) -> Callable[[Any, Batch], Sums]:
     """The body of an evaluation step: the sums of one device's rows, without dropout, reduced."""
 
     def eval_step(params, batch: Batch) -> Sums:
         _, sums = batch_sums(nnx.merge(graphdef, params), batch, smoothing)
-        return jax.lax.psum(sums, AXIS)
+        return reduce(sums)
 
     return eval_step

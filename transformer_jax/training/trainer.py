@@ -16,8 +16,9 @@ from transformer_jax.data.batches import Batch, Batches
 from transformer_jax.data.datasets import training_batches
 from transformer_jax.decoding.engine import Models
 from transformer_jax.decoding.translator import Translator
-from transformer_jax.devices import check_devices, local_copies, parallel, place, usable_memory
+from transformer_jax.devices import check_devices, usable_memory
 from transformer_jax.model.build import abstract_model
+from transformer_jax.sharding import layout_of
 from transformer_jax.storage import local_folder
 from transformer_jax.training.compile import CompiledSteps, largest_batch
 from transformer_jax.training.divergence import DivergedError, all_finite, was_updated
@@ -65,6 +66,7 @@ class Trainer:
             with hosts.together():
                 self.config = config = check_owner(self.workdir, config)
                 self.data = load_data(self.workdir, config)
+            self.layout = layout_of(config)
             hosts.check_equal("the tokens of the training corpus", self.data.fingerprint)
             keep = config.training.keep_checkpoints
             self.checkpoints = Checkpoints(self.workdir, keep, create=True)
@@ -96,8 +98,11 @@ class Trainer:
             seed=config.seed,
             smoothing=training.label_smoothing,
             accumulate_steps=training.accumulate_steps,
+            **self.layout.hooks,
         )
-        self.batches, self.compiled = self._compile(parallel(train_step, donate_state=True))
+        self.batches, self.compiled = self._compile(
+            self.layout.parallel(train_step, donate_state=True)
+        )
         allocator.keep_freed_memory(logging.INFO)
         self._prefetcher = Prefetcher(self._placed_batch, self.step)
 
@@ -118,7 +123,9 @@ class Trainer:
 
         def compile_for(tokens: int) -> CompiledSteps:
             micro_batches = self.config.training.accumulate_steps
-            tried[tokens] = CompiledSteps(step, self.state, batches_of(tokens), micro_batches)
+            tried[tokens] = CompiledSteps(
+                step, self.state, batches_of(tokens), micro_batches, self.layout.place
+            )
             return tried[tokens]
 
         tokens = self.config.data.tokens_per_batch or self.progress.tokens_per_batch
@@ -140,7 +147,7 @@ class Trainer:
     def _placed_batch(self, step: int) -> Batch:
         index = step + self.progress.offset
         batch = self.batches.batch_at(index, jax.process_index(), jax.process_count())
-        return place(batch, self.config.training.accumulate_steps)
+        return self.layout.place(batch, self.config.training.accumulate_steps)
 
     def advance(self, signal: Signals | None = None) -> dict[str, float] | None:
         """Makes one update, then reads the metrics of the one before; its report, if due.
@@ -232,7 +239,7 @@ class Trainer:
 
     def translator(self) -> Translator:
         """A Translator over the current parameters; invalid once the next step donates them."""
-        models = Models((self.graphdef,), (local_copies(self.state.params),))
+        models = Models((self.graphdef,), (self.layout.local_copies(self.state.params),))
         return Translator(models, self.data.vocabulary, self.config)
 
     def save(self, score: list[float] | None = None, *, regular: bool = True) -> None:

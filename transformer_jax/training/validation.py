@@ -15,10 +15,10 @@ from transformer_jax import hosts
 from transformer_jax.data.batches import Batches
 from transformer_jax.data.packing import Growth, bucketed_rows
 from transformer_jax.data.token_store import TokenStore
-from transformer_jax.devices import parallel, place
 from transformer_jax.evaluation import score_translator, summary
 from transformer_jax.heartbeat import heartbeat
 from transformer_jax.interruption import Interrupted, Stop
+from transformer_jax.sharding import DataParallel, Sharded
 from transformer_jax.training.compile import CompiledSteps
 from transformer_jax.training.divergence import DivergedError
 from transformer_jax.training.metrics import means
@@ -43,12 +43,14 @@ class LossEvaluator:
         smoothing: float,
         tokens_per_batch: int,
         cache: pathlib.Path,
+        layout: DataParallel | Sharded,
     ):
         """Compiles for parameters such as `params`, replicated as in training."""
-        step = parallel(make_eval_step(graphdef, smoothing=smoothing))
+        self._place = layout.place
+        step = layout.parallel(make_eval_step(graphdef, smoothing=smoothing, **layout.hooks))
         rows = bucketed_rows(stores, _NUM_BUCKETS, Growth(), cache)
         batches_of = functools.partial(Batches, tokens_per_batch=tokens_per_batch, seed=None)
-        self._compiled = CompiledSteps(step, params, batches_of(stores, rows))
+        self._compiled = CompiledSteps(step, params, batches_of(stores, rows), place=layout.place)
         self._corpora = [batches_of([store], [row]) for store, row in zip(stores, rows)]
 
     def __call__(self, params: Any, stop: Stop) -> dict[str, float]:
@@ -59,7 +61,7 @@ class LossEvaluator:
                 if hosts.largest(stop.signal or 0):
                     raise Interrupted
                 batch = batches.batch_at(number, jax.process_index(), jax.process_count())
-                sums = jax.device_get(self._compiled(params, place(batch)))
+                sums = jax.device_get(self._compiled(params, self._place(batch)))
                 for name, value in sums._asdict().items():
                     total[name] = total.get(name, 0.0) + float(value)
         return means(total)
@@ -78,6 +80,7 @@ class Validation:
             smoothing=trainer.config.training.label_smoothing,
             tokens_per_batch=trainer.progress.tokens_per_batch,
             cache=trainer.data.cache,
+            layout=trainer.layout,
         )
 
     def __call__(self, stop: Stop) -> list[float]:

@@ -1,0 +1,121 @@
+"""A mesh of devices computes what one device does; each holds its part of the state."""
+
+import jax
+import numpy as np
+import optax
+import pytest
+from builders import model_parts, random_batch, tiny_model_config
+from jax.sharding import PartitionSpec as P
+
+from transformer_jax.config import Config, ParallelConfig
+from transformer_jax.sharding import DataParallel, Sharded, layout_of
+from transformer_jax.training.step import TrainState, make_eval_step, make_train_step
+
+
+def layout(data: int, fsdp: int, tensor: int) -> Sharded:
+    return Sharded(Config(parallel=ParallelConfig(data, fsdp, tensor)))
+
+
+def put(layout, tree):
+    """The arrays where the layout has them; copied, as a step frees its arguments."""
+    return jax.tree.map(
+        lambda x, sharding: jax.device_put(np.array(x), sharding), tree, layout.shardings(tree)
+    )
+
+
+def trained(layout, accumulate_steps=1):
+    """Losses of a few steps, and the last state."""
+    graphdef, params = model_parts()
+    optimizer = optax.adam(0.01)
+    body = make_train_step(
+        graphdef,
+        optimizer,
+        lambda _: 0.01,
+        seed=0,
+        smoothing=0.1,
+        accumulate_steps=accumulate_steps,
+        **layout.hooks,
+    )
+    step = layout.parallel(body, donate_state=True)
+    state = put(layout, TrainState(np.int32(0), params, optimizer.init(params)))
+    losses = []
+    for number in range(3):
+        state, metrics = step(state, layout.place(random_batch(number), accumulate_steps))
+        jax.block_until_ready(state)
+        losses.append(float(metrics["loss"]) / float(metrics["tokens"]))
+    return losses, state
+
+
+@pytest.fixture(scope="module")
+def expected():
+    return trained(DataParallel())
+
+
+@pytest.mark.parametrize(
+    ("axes", "accumulate_steps"),
+    [((4, 1, 1), 1), ((1, 4, 1), 1), ((2, 2, 1), 2), ((1, 2, 2), 1)],
+    ids=["data", "fsdp", "both, in micro-batches", "fsdp and tensor"],
+)
+def test_every_mesh_computes_what_copies_of_the_state_do(expected, axes, accumulate_steps):
+    losses, state = trained(layout(*axes), accumulate_steps)
+    np.testing.assert_allclose(losses, expected[0], rtol=1e-5)
+    for got, wanted in zip(jax.tree.leaves(state), jax.tree.leaves(expected[1]), strict=True):
+        np.testing.assert_allclose(got, wanted, atol=1e-3)
+
+
+def test_a_device_holds_its_part_of_parameters_and_moments():
+    _, state = trained(layout(1, 2, 2))
+    adam = state.opt_state[0]
+    for tree in (state.params, adam.mu, adam.nu):
+        parts = {
+            jax.tree_util.keystr(path, simple=True, separator="."): [
+                whole // part
+                for whole, part in zip(x.shape, x.addressable_shards[0].data.shape, strict=True)
+            ]
+            for path, x in jax.tree_util.tree_flatten_with_path(tree)[0]
+        }
+        block = "encoder.0.self_attention.query.kernel.value"
+        assert parts[block] == parts["decoder.0.feed_forward.contract.kernel.value"] == [2, 2]
+        assert parts["embedding.table.value"] == [1, 2]  # an odd vocabulary
+        assert parts["encoder.0.residuals.0.layer_norm.scale.value"] == [1]
+
+
+def test_what_an_axis_does_not_divide_stays_whole():
+    shardings = layout(1, 4, 1).shardings(
+        {"query": {"kernel": np.zeros((6, 8))}, "embedding": {"table": np.zeros((3, 8))}}
+    )
+    assert shardings["embedding"]["table"].spec == P("tensor", "fsdp")
+    assert shardings["query"]["kernel"].spec == P(None, "tensor")
+
+
+def test_an_evaluation_sums_over_the_mesh():
+    graphdef, params = model_parts()
+    sums = []
+    for of in (DataParallel(), layout(2, 2, 1), layout(1, 2, 2)):
+        step = of.parallel(make_eval_step(graphdef, smoothing=0.1, **of.hooks))
+        six = jax.tree.map(lambda x: x[:6], random_batch(0))
+        sums.append([float(x) for x in step(put(of, params), of.place(six))._replace(places=0)])
+    np.testing.assert_allclose(sums[1:], [sums[0]] * 2, rtol=1e-5)
+
+
+def test_a_sharded_state_is_whole_again_to_decode_with():
+    _, params = model_parts()
+    of = layout(1, 2, 2)
+    for whole, x in zip(
+        jax.tree.leaves(params), jax.tree.leaves(of.local_copies(put(of, params))), strict=True
+    ):
+        assert x.is_fully_replicated
+        np.testing.assert_array_equal(x, whole)
+
+
+@pytest.mark.parametrize(("axes", "why"), [((0, 3, 1), "do not divide the 4"), ((3, 1, 1), "4")])
+def test_devices_that_cannot_be_divided_so_are_refused(axes, why):
+    with pytest.raises(ValueError, match=f"config.parallel.data=.*{why}"):
+        layout(*axes)
+
+
+def test_heads_that_cannot_be_divided_are_refused():
+    config = Config(model=tiny_model_config(), parallel=ParallelConfig(tensor=4))
+    with pytest.raises(ValueError, match="config.parallel.tensor=4 does not divide .*num_heads=2"):
+        config.validate()
+    assert isinstance(layout_of(Config()), DataParallel)

@@ -1,0 +1,135 @@
+"""How a run lies on its devices: copied to each, or its arrays split over a mesh.
+
+Both layouts have the same methods: `shardings` of a state, `place` for batches, `parallel` for
+steps, and the hooks that the body of a step needs. The default copies the state to all devices and
+maps the step over them (pmap). A mesh splits rows over its axes `data` and `fsdp`, parameters and
+optimiser state over `fsdp` and `tensor` by one table of rules; the body sees whole arrays, and XLA
+splits the work (GSPMD, Xu et al. 2021; FSDP as ZeRO 3, Rajbhandari et al. 2020; tensor as
+Megatron-LM, Shoeybi et al. 2019).
+"""
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from transformer_jax import devices
+from transformer_jax.config import Config
+
+ROWS = ("data", "fsdp")  # the axes of the mesh that rows are split over
+
+# The first pattern found in a parameter's path says which axis each dimension is split over. A
+# dimension that the axis does not divide stays whole, as do all others.
+RULES = (
+    (r"embedding.*table", ("tensor", "fsdp")),  # [V, D]
+    (r"\.(query|key|value|expand)\.kernel", ("fsdp", "tensor")),  # [D, H * K], [D, F]
+    (r"\.(query|key|value|expand)\.bias", ("tensor",)),
+    (r"\.(output|contract)\.kernel", ("tensor", "fsdp")),  # [H * K, D], [F, D]
+    (r"kernel", ("fsdp",)),
+)
+
+
+def layout_of(config: Config) -> "DataParallel | Sharded":
+    """The layout that a config asks for, on all devices there are.
+
+    Raises:
+      ValueError: the devices cannot be divided so, or the heads.
+    """
+    if config.parallel.fsdp == config.parallel.tensor == 1 and not config.parallel.data:
+        return DataParallel()
+    return Sharded(config)
+
+
+class DataParallel:
+    """The state copied to every device, the rows split over them by pmap."""
+
+    num_rows = property(lambda self: jax.local_device_count())
+    parallel, place = staticmethod(devices.parallel), staticmethod(devices.place)
+    hooks: dict[str, Callable] = {}  # those of the step's body are pmap's by default
+
+    def shardings(self, tree: Any) -> Any:
+        """Where each array of a state lies."""
+        sharding = devices.replicated()
+        return jax.tree.map(lambda _: sharding, tree)
+
+    def local_copies(self, tree: Any) -> Any:
+        """The arrays of a state whole on each of this process' devices, to decode with."""
+        return devices.local_copies(tree)
+
+
+class Sharded:
+    """A mesh of the axes data, fsdp and tensor."""
+
+    hooks = {
+        "reduce": lambda tree: tree,  # the sums of the body are over all rows
+        "device_index": lambda: 0,
+        # Every n-th row: those of a micro-batch lie on all devices.
+        "micro_batches": lambda x, n: x.reshape(-1, n, *x.shape[1:]).swapaxes(0, 1),
+    }
+
+    def __init__(self, config: Config, all_devices: list[jax.Device] | None = None):
+        parallel, all_devices = config.parallel, all_devices or jax.devices()
+        split = parallel.fsdp * parallel.tensor
+        data = parallel.data or len(all_devices) // split
+        if data * split != len(all_devices):
+            raise ValueError(
+                f"config.parallel.data={parallel.data}, fsdp={parallel.fsdp} and "
+                f"tensor={parallel.tensor} do not divide the {len(all_devices)} devices there are"
+            )
+        of_process = len(all_devices) // jax.process_count()
+        if of_process % parallel.tensor:
+            raise ValueError(
+                f"config.parallel.tensor={parallel.tensor} does not divide the {of_process} "
+                "devices of a process"
+            )
+        shape = data, parallel.fsdp, parallel.tensor
+        axes = {"axis_types": (AxisType.Auto,) * 3}
+        self.mesh = Mesh(np.array(all_devices).reshape(shape), (*ROWS, "tensor"), **axes)
+        self.num_rows = data * parallel.fsdp // jax.process_count()
+
+    def shardings(self, tree: Any) -> Any:
+        """Where each array of a state lies, by `RULES`; moments lie as their parameters."""
+        return jax.tree_util.tree_map_with_path(
+            lambda path, x: NamedSharding(self.mesh, self._spec(path, x.shape)), tree
+        )
+
+    def _spec(self, path: tuple, shape: tuple[int, ...]) -> PartitionSpec:
+        name = jax.tree_util.keystr(path, simple=True, separator=".")
+        axes = next((axes for pattern, axes in RULES if re.search(pattern, name)), ())
+        pairs = zip(axes, shape) if len(axes) <= len(shape) else ()
+        return PartitionSpec(*(a if n % self.mesh.shape[a] == 0 else None for a, n in pairs))
+
+    def place(self, batch: Any, micro_batches: int = 1) -> Any:
+        """Splits the rows of all processes' host batches: [rows, ...] arrays.
+
+        Rows are padded to a multiple of devices times micro-batches; zeros are padding.
+        """
+        sharding = NamedSharding(self.mesh, PartitionSpec(ROWS))
+
+        def put(x: np.ndarray) -> jax.Array:
+            missing = -len(x) % (self.num_rows * micro_batches)
+            full = np.pad(x, [(0, missing)] + [(0, 0)] * (x.ndim - 1))
+            return jax.make_array_from_process_local_data(sharding, full)
+
+        return jax.tree.map(put, batch)
+
+    def parallel(self, step: Callable, *, donate_state: bool = False) -> Callable:
+        """Compiles step(state, batch); with `donate_state` it returns a new state first."""
+
+        def split(state, batch):
+            result = step(state, batch)
+            if not donate_state:
+                return result
+            state, metrics = result
+            return jax.lax.with_sharding_constraint(state, self.shardings(state)), metrics
+
+        return jax.jit(split, donate_argnums=0 if donate_state else ())
+
+    def local_copies(self, tree: Any) -> Any:
+        """The arrays of a state whole on each of this process' devices, to decode with."""
+        whole = NamedSharding(self.mesh, PartitionSpec())
+        gathered = jax.jit(lambda x: x, out_shardings=whole)(tree)
+        return devices.replicate(gathered, local=True)
