@@ -16,13 +16,6 @@ def layout(data: int, fsdp: int, tensor: int) -> Sharded:
     return Sharded(Config(parallel=ParallelConfig(data, fsdp, tensor)))
 
 
-def put(layout, tree):
-    """The arrays where the layout has them; copied, as a step frees its arguments."""
-    return jax.tree.map(
-        lambda x, sharding: jax.device_put(np.array(x), sharding), tree, layout.shardings(tree)
-    )
-
-
 def trained(layout, accumulate_steps=1):
     """Losses of a few steps, and the last state."""
     graphdef, params = model_parts()
@@ -37,7 +30,7 @@ def trained(layout, accumulate_steps=1):
         **layout.hooks,
     )
     step = layout.parallel(body, donate_state=True)
-    state = put(layout, TrainState(np.int32(0), params, optimizer.init(params)))
+    state = layout.put(TrainState(np.int32(0), params, optimizer.init(params)))
     losses = []
     for number in range(3):
         state, metrics = step(state, layout.place(random_batch(number), accumulate_steps))
@@ -94,7 +87,7 @@ def test_an_evaluation_sums_over_the_mesh():
     for of in (DataParallel(), layout(2, 2, 1), layout(1, 2, 2)):
         step = of.parallel(make_eval_step(graphdef, smoothing=0.1, **of.hooks))
         six = jax.tree.map(lambda x: x[:6], random_batch(0))
-        sums.append([float(x) for x in step(put(of, params), of.place(six))._replace(places=0)])
+        sums.append([float(x) for x in step(of.put(params), of.place(six))._replace(places=0)])
     np.testing.assert_allclose(sums[1:], [sums[0]] * 2, rtol=1e-5)
 
 
@@ -102,7 +95,7 @@ def test_a_sharded_state_is_whole_again_to_decode_with():
     _, params = model_parts()
     of = layout(1, 2, 2)
     for whole, x in zip(
-        jax.tree.leaves(params), jax.tree.leaves(of.local_copies(put(of, params))), strict=True
+        jax.tree.leaves(params), jax.tree.leaves(of.local_copies(of.put(params))), strict=True
     ):
         assert x.is_fully_replicated
         np.testing.assert_array_equal(x, whole)

@@ -25,9 +25,9 @@ ROWS = ("data", "fsdp")  # the axes of the mesh that rows are split over
 # dimension that the axis does not divide stays whole, as do all others.
 RULES = (
     (r"embedding.*table", ("tensor", "fsdp")),  # [V, D]
-    (r"\.(query|key|value|expand)\.kernel", ("fsdp", "tensor")),  # [D, H * K], [D, F]
-    (r"\.(query|key|value|expand)\.bias", ("tensor",)),
-    (r"\.(output|contract)\.kernel", ("tensor", "fsdp")),  # [H * K, D], [F, D]
+    (r"\b(query|key|value|expand)\.kernel", ("fsdp", "tensor")),  # [D, H * K], [D, F]
+    (r"\b(query|key|value|expand)\.bias", ("tensor",)),
+    (r"\b(output|contract)\.kernel", ("tensor", "fsdp")),  # [H * K, D], [F, D]
     (r"kernel", ("fsdp",)),
 )
 
@@ -46,8 +46,8 @@ def layout_of(config: Config) -> "DataParallel | Sharded":
 class DataParallel:
     """The state copied to every device, the rows split over them by pmap."""
 
-    num_rows = property(lambda self: jax.local_device_count())
     parallel, place = staticmethod(devices.parallel), staticmethod(devices.place)
+    put = staticmethod(devices.replicate)
     hooks: dict[str, Callable] = {}  # those of the step's body are pmap's by default
 
     def shardings(self, tree: Any) -> Any:
@@ -101,6 +101,15 @@ class Sharded:
         axes = next((axes for pattern, axes in RULES if re.search(pattern, name)), ())
         pairs = zip(axes, shape) if len(axes) <= len(shape) else ()
         return PartitionSpec(*(a if n % self.mesh.shape[a] == 0 else None for a, n in pairs))
+
+    def put(self, tree: Any) -> Any:
+        """Puts the arrays of a state, the same in each process, where `shardings` says."""
+
+        def part(x: Any, sharding: NamedSharding) -> jax.Array:
+            x = np.array(x)  # its own: a donated step frees it
+            return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
+
+        return jax.tree.map(part, tree, self.shardings(tree))
 
     def place(self, batch: Any, micro_batches: int = 1) -> Any:
         """Splits the rows of all processes' host batches: [rows, ...] arrays.

@@ -17,7 +17,7 @@ def gradients():
     batch = random_batch(0, rows=16, length=40)
 
     def of(remat: str):
-        graphdef, params = model_parts(num_layers=3, dropout_rate=0.2, remat=remat)
+        graphdef, params = model_parts(num_layers=2, dropout_rate=0.2, remat=remat)
 
         def loss(params):
             return batch_sums(

@@ -10,6 +10,7 @@ from transformer_jax.data.batches import Batch, pad_rows
 from transformer_jax.data.vocabulary import BOS
 from transformer_jax.devices import replicate
 from transformer_jax.interruption import Stop
+from transformer_jax.sharding import DataParallel
 from transformer_jax.training.metrics import means
 from transformer_jax.training.step import batch_sums
 from transformer_jax.training.validation import LossEvaluator
@@ -43,6 +44,7 @@ def test_the_loss_is_that_of_all_pairs_in_one_batch(expected, tmp_path, tokens_p
         smoothing=0.1,
         tokens_per_batch=tokens_per_batch,
         cache=tmp_path,
+        layout=DataParallel(),
     )
     values = evaluate(params, Stop())
     for name in ("loss", "perplexity", "accuracy", "probability"):

@@ -19,7 +19,6 @@ from transformer_jax.config import Config, DataConfig, differences
 from transformer_jax.data import datasets
 from transformer_jax.data.datasets import RunData
 from transformer_jax.data.vocabulary import Vocabulary
-from transformer_jax.devices import replicate, replicated
 from transformer_jax.interruption import undone
 from transformer_jax.model.build import first_params
 from transformer_jax.saved_run import (
@@ -29,6 +28,7 @@ from transformer_jax.saved_run import (
     load_run,
     read_config,
 )
+from transformer_jax.sharding import DataParallel, Sharded
 from transformer_jax.storage import atomic_write, local_path, lock
 from transformer_jax.training.step import TrainState
 
@@ -191,8 +191,9 @@ def start_state(
     data: RunData,
     checkpoints: Checkpoints,
     optimizer: optax.GradientTransformation,
+    layout: DataParallel | Sharded,
 ) -> tuple[TrainState, Progress]:
-    """State of the latest sound checkpoint, else of `init_from`, else initial, on all devices.
+    """State of the latest sound checkpoint, else of `init_from`, else initial, as it is laid out.
 
     Checkpoints found damaged on the way are quarantined.
     """
@@ -201,10 +202,12 @@ def start_state(
         params = first_params(config.model, len(data.vocabulary), config.seed)
         return TrainState(jnp.int32(0), params, optimizer.init(params))
 
-    sharding = replicated()
+    shapes = jax.eval_shape(initial)
+    shardings = layout.shardings(shapes)
     like = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
-        jax.eval_shape(initial),
+        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+        shapes,
+        shardings,
     )
     if saved := _latest_sound(checkpoints, like):
         progress = Progress.from_json(saved["run"]["progress"])
@@ -215,11 +218,11 @@ def start_state(
             )
         step = saved["run"]["step"]
         logger.info("resuming after step %d", step)
-        return TrainState(replicate(np.int32(step)), saved["params"], saved["optimizer"]), progress
-    state = jax.jit(initial, out_shardings=sharding)()
+        return TrainState(layout.put(np.int32(step)), saved["params"], saved["optimizer"]), progress
+    state = jax.jit(initial, out_shardings=shardings)()
     if config.training.init_from:
         params = _params_of_run(config.training.init_from, like.params, data.vocabulary)
-        state = state._replace(params=replicate(params))
+        state = state._replace(params=layout.put(params))
     return state, Progress(data.fingerprint)
 
 

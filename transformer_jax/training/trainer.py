@@ -109,7 +109,7 @@ class Trainer:
     def _restore(self) -> None:
         """The state of the last checkpoint, or the initial one."""
         self.state, self.progress = start_state(
-            self.workdir, self.config, self.data, self.checkpoints, self._optimizer
+            self.workdir, self.config, self.data, self.checkpoints, self._optimizer, self.layout
         )
         self.step = int(self.state.step)
         self.meter = Meter(self.progress.sums)
