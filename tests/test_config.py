@@ -123,6 +123,8 @@ EFFECTIVE |= {
     for name in ("attention", "bidirectional")
 }
 EFFECTIVE |= {
+    "model.remat": lambda c: c.model.kind == "transformer",
+    "parallel.tensor": lambda c: c.model.kind == "transformer",
     "model.input_feeding": lambda c: (
         c.model.kind != "transformer" and c.model.attention in ("dot", "general", "concat")
     ),
