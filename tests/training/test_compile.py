@@ -174,9 +174,9 @@ def test_a_run_chooses_its_batch_by_memory_and_keeps_it(tmp_path, monkeypatch, c
     limit, sizes = 20_000_000, []
     compile_steps = trainer_module.CompiledSteps
 
-    def counted(step, state, batches, micro_batches):
+    def counted(step, state, batches, *options):
         sizes.append(batches.batch_rows)
-        return compile_steps(step, state, batches, micro_batches)
+        return compile_steps(step, state, batches, *options)
 
     monkeypatch.setattr(trainer_module, "CompiledSteps", counted)
     monkeypatch.setattr(trainer_module, "usable_memory", lambda: limit)
