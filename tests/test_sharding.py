@@ -1,15 +1,18 @@
 """A mesh of devices computes what one device does; each holds its part of the state."""
 
+import shutil
+
 import jax
 import numpy as np
 import optax
 import pytest
-from builders import model_parts, random_batch, tiny_model_config
+from builders import model_parts, random_batch, tiny_config, tiny_model_config
 from jax.sharding import PartitionSpec as P
 
 from transformer_jax.config import Config, ParallelConfig
 from transformer_jax.sharding import DataParallel, Sharded, layout_of
 from transformer_jax.training.step import TrainState, make_eval_step, make_train_step
+from transformer_jax.training.trainer import Trainer
 
 
 def layout(data: int, fsdp: int, tensor: int) -> Sharded:
@@ -112,3 +115,44 @@ def test_heads_that_cannot_be_divided_are_refused():
     with pytest.raises(ValueError, match="config.parallel.tensor=4 does not divide .*num_heads=2"):
         config.validate()
     assert isinstance(layout_of(Config()), DataParallel)
+
+
+MESHES = {"copies": (0, 1, 1), "fsdp": (1, 4, 1), "fsdp and tensor": (1, 2, 2)}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Four updates of each layout without dropout, saved after two as well: workdir and state."""
+    made = {}
+    for name, axes in MESHES.items():
+        workdir = tmp_path_factory.mktemp("run")
+        config = tiny_config(model={"dropout_rate": 0.0})
+        config.parallel = ParallelConfig(*axes)
+        trainer = Trainer(config, workdir)
+        for _ in range(2):
+            trainer.advance()
+        trainer.save()
+        trainer.checkpoints.wait()
+        half = shutil.copytree(workdir, tmp_path_factory.mktemp("half") / "run")
+        for _ in range(2):
+            trainer.advance()
+        trainer.settle()
+        made[name] = half, config, jax.device_get(trainer.state)
+        trainer.close()
+    return made
+
+
+@pytest.mark.parametrize("saved", MESHES)
+@pytest.mark.parametrize("resumed", MESHES)
+def test_what_one_layout_saved_another_goes_on_with(runs, tmp_path, saved, resumed):
+    workdir, _, _ = runs[saved]
+    _, config, expected = runs[resumed]
+    trainer = Trainer(config, shutil.copytree(workdir, tmp_path / "run"))
+    assert trainer.step == 2
+    for _ in range(2):
+        trainer.advance()
+    trainer.settle()
+    state = jax.device_get(trainer.state)
+    trainer.close()
+    for got, wanted in zip(jax.tree.leaves(state), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(got, wanted, atol=1e-3)
