@@ -101,7 +101,7 @@ def _search(constraints, options, *, model, ids):
     memory, source_BS = jnp.arange(batch) % kinds, jnp.ones((batch, VOCAB), bool)
     toy = Search(model.value, options, ids)
     state = search.run(toy, search.first_state(toy, memory, constraints, source_BS), batch)
-    return search.results(state, options)
+    return search.best(state.finished, options.n_best)
 
 
 def find(
@@ -427,7 +427,7 @@ def test_padding_of_the_source_is_not_penalised(model):
     options = SearchOptions(beam_size=64, length_penalty=0.0, coverage_penalty=0.5)
     toy = Search(model, options, SpecialIds(BOS, EOS, PAD))
     state = search.first_state(toy, jnp.arange(3), constraints, real_BS)
-    found = search.results(search.run(toy, state, 3), options)
+    found = search.best(search.run(toy, state, 3).finished, options.n_best)
     for sentence in range(3):
         missing = VOCAB - 1 - len({BOS, *words(found.tokens[sentence, 0])[:-1]})
         wanted = float(found.log_probs[sentence, 0]) + 0.5 * missing * np.log(1e-9)

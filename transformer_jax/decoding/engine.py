@@ -215,4 +215,4 @@ refill = jax.jit(each_device(ROWS, ROWS, ROWS, ROWS)(search.refill), donate_argn
 def run(models: Models, state: State, options: SearchOptions, num_rows: jax.Array):
     """The search until each device has `num_rows` more rows done: state, done_B, hypotheses."""
     state = search.run(Search(models.merged(), options, _IDS), state, num_rows)
-    return state, state.done_B, search.results(state, options)
+    return state, state.done_B, search.best(state.finished, options.n_best)

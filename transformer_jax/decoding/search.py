@@ -136,11 +136,6 @@ def refill(state: State, fresh: State, rows_J: jax.Array, fresh_rows_J: jax.Arra
     return jax.tree.map(replaced, state, fresh)
 
 
-def results(state: State, options: SearchOptions) -> Hypotheses:
-    """The N best hypotheses of each row that is done."""
-    return _best(state.finished, options.n_best)
-
-
 def _advance_beam(search: Search, state: State) -> State:
     """One step of beam search with the GNMT length penalty (section 6.1).
 
@@ -183,7 +178,7 @@ def _advance_beam(search: Search, state: State) -> State:
         live_BWT=candidates_BCT[rows_B1, chosen_BW],
         log_probs_BW=log_probs_BW,
         coverage_BWS=None if coverage_BWS is None else coverage_BWS[rows_B1, parents_BW],
-        finished=_best(both, width),
+        finished=best(both, width),
     )
     return state._replace(done_B=state.done_B | _settled(state, options))
 
@@ -353,7 +348,7 @@ def top_k(x_BWV: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
     return best_BWC, chosen_BWC * block + index_BWC % block
 
 
-def _best(hypotheses: Hypotheses, count: int) -> Hypotheses:
+def best(hypotheses: Hypotheses, count: int) -> Hypotheses:
     """The best by score; the earlier of equals."""
     _, index_BN = jax.lax.top_k(hypotheses.scores, count)
     rows_B1 = jnp.arange(index_BN.shape[0])[:, None]
