@@ -14,7 +14,10 @@ import pytest
 from commands import ROOT, run, start
 from sentencepiece import sentencepiece_model_pb2
 
+from transformer_jax.__main__ import parser_of
+from transformer_jax.commands import decode as decode_command
 from transformer_jax.data.vocabulary import Vocabulary
+from transformer_jax.decoding import streaming
 
 
 def test_decoding_gives_a_line_for_each_line(trained, home):
@@ -213,6 +216,77 @@ def test_a_run_without_a_checkpoint_cannot_decode(trained, home, tmp_path):
     assert process.stderr == f"error: there is no checkpoint in {tmp_path}\n"
 
 
+def answer(trained, *flags, name="out") -> bytes:
+    """What decode writes, run in this process."""
+    output = trained[0].parent / name
+    command = [f"--workdir={trained[0]}", f"--output={output}", *map(str, flags)]
+    decode_command.run(parser_of("decode").parse(command))
+    return output.read_bytes()
+
+
+TEXTS = ["seven", "", "two hundred one", "one", "two", "nine hundred", "six", "x", "ten", "one"]
+INPUTS = {
+    "plain": ["--n_best=2", "--scores", "--sample", "--seed=3"],
+    "gz": ["--format=json", "--alignments"],
+    "prefixes": ["--alignments"],
+    "pairs": ["--score_pairs"],
+    "corpus": [],
+}
+
+
+@pytest.fixture(params=INPUTS)
+def whole(request, trained, tmp_path):
+    """Flags of an input of ten lines, and the answers to all of them."""
+    flags, path = INPUTS[request.param], tmp_path / "in"
+    path.write_text("\n".join(f"{x}\teins" if request.param == "pairs" else x for x in TEXTS))
+    if request.param == "gz":
+        path = tmp_path / "in.gz"
+        path.write_bytes(gzip.compress((tmp_path / "in").read_bytes()))
+    if request.param == "prefixes":
+        (tmp_path / "prefixes").write_text("ein\nzwei\n" * 5)
+        flags = [*flags, f"--prefix_file={tmp_path / 'prefixes'}"]
+    if request.param == "corpus":
+        path.rename(tmp_path / "in.en")
+        (tmp_path / "in.de").write_text("\n".join(TEXTS))
+    flags = [*flags, f"--corpus=text:{path}" if request.param == "corpus" else f"--input={path}"]
+    return flags, answer(trained, *flags, name=tmp_path / "whole")
+
+
+def test_the_shards_of_an_input_are_the_whole(trained, tmp_path, whole):
+    flags, expected = whole
+    shards = [
+        answer(trained, *flags, f"--shard={i}/3", name=tmp_path / f"out.{i}") for i in range(3)
+    ]
+    assert b"".join(shards) == expected and all(shards)
+    assert not list(tmp_path.glob("*.part"))
+
+
+@pytest.mark.parametrize("whole", ["plain", "prefixes"], indirect=True)
+def test_a_shard_that_was_interrupted_goes_on_where_it_ended(trained, tmp_path, whole, monkeypatch):
+    flags, expected = [*whole[0], "--shard=0/1"], whole[1]
+    write, answered = streaming.Writer.translation, []
+
+    def interrupted(self, line, *others):
+        if len(answered) == 4:
+            raise KeyboardInterrupt
+        answered.append(line.number)
+        write(self, line, *others)
+
+    monkeypatch.setattr(streaming.Writer, "translation", interrupted)
+    output = tmp_path / "out"
+    with pytest.raises(KeyboardInterrupt):
+        answer(trained, *flags, name=output)
+    (part,) = tmp_path.glob("out.*.part")
+    assert not output.exists() and expected.startswith(part.read_bytes())
+    with part.open("ab") as file:  # by a kill in the middle of an answer
+        file.write(b"half an ans")
+    answered.append(0)  # so that no further line is interrupted
+    assert answer(trained, *flags, name=output) == expected
+    assert answered == [1, 2, 3, 4, 0, 5, 6, 7, 8, 9, 10] and not part.exists()
+    # What is whole is not done again.
+    assert answer(trained, *flags, name=output) == expected and len(answered) == 11
+
+
 @pytest.mark.parametrize(
     ("flags", "told"),
     [
@@ -233,6 +307,10 @@ def test_a_run_without_a_checkpoint_cannot_decode(trained, home, tmp_path):
         ),
         (["--n_best=2", "--score", "--corpus=text:a"], "--score and --n_best do not go together"),
         ([f"--prefix={'sieben ' * 40}"], "leaves no room in the limit of 32"),
+        (["--shard=3/3"], "--shard=3/3 must be INDEX/COUNT, such as 0/8 to 7/8"),
+        (["--shard=1"], "--shard=1 must be INDEX/COUNT"),
+        (["--shard=0/2"], "--shard needs --corpus, or an --input that is a file"),
+        (["--shard=0/2", "--corpus=text:a", "--score"], "--shard and --score do not go together"),
     ],
 )
 def test_a_search_that_cannot_be_is_told_in_one_line(trained, failing, tmp_path, flags, told):

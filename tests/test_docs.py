@@ -5,8 +5,10 @@ import importlib.util
 import pathlib
 import re
 import shlex
+import subprocess
 
 import pytest
+import yaml
 
 from transformer_jax.__main__ import COMMANDS, parser_of
 from transformer_jax.config import load_config, reference, with_field
@@ -15,9 +17,10 @@ ROOT = pathlib.Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "benchmarks/RESULTS.md"]
 PAGES += sorted((ROOT / "docs").glob("*.md"))
 SECTIONS = "model|data|optimizer|training|decoding"
-# Flags of every command (--help), ruff, pytest, TensorBoard and SentencePiece's spm_train.
+# Flags of every command (--help), ruff, pytest, TensorBoard, spm_train, Slurm and gcloud.
 FOREIGN = set(
-    "flagfile help version check dist logdir pad_id bos_id eos_id unk_id signal requeue".split()
+    "flagfile help version check dist logdir pad_id bos_id eos_id unk_id signal requeue "
+    "nodes time array gpus zone worker command".split()
 )
 FIELDS = {row.name for row in reference()}
 
@@ -83,6 +86,14 @@ def test_python_is_valid_and_its_imports_exist(page):
         for module, names in re.findall(r"^from (\S+) import (.+)$", code, re.MULTILINE):
             for name in names.split(", "):
                 assert hasattr(importlib.import_module(module), name), f"{page.name}: {name}"
+
+
+def test_scripts_and_job_files_can_be_parsed(page):
+    for script in fences(page.read_text(), "bash"):
+        checked = subprocess.run(["bash", "-n"], input=script, text=True, capture_output=True)
+        assert not checked.returncode, f"{page.name}: {checked.stderr}"
+    for file in fences(page.read_text(), "yaml"):
+        assert isinstance(yaml.safe_load(file), dict), page.name
 
 
 def test_messages_are_those_of_the_code():

@@ -5,21 +5,28 @@ that came with it), also on a pipe that never ends. With --score_pairs the lines
 tab and target, and come out with their log-probability. With --corpus a corpus' source side
 is translated, and with --score too the translations are scored against the target side and
 one JSON line is printed. With --attention_html a page is written, once all lines are
-translated or Ctrl-C is pressed, that shows what the model attended to.
+translated or Ctrl-C is pressed, that shows what the model attended to. With --shard=0/8 the first
+eighth of the lines is answered; the same command again completes an output that was interrupted,
+and the outputs of all shards, one after the other, are that of the whole.
 """
 
 import contextlib
 import dataclasses
+import itertools
 import json
 import os
+import re
 import sys
 from collections.abc import Iterable, Iterator
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from absl.flags import FlagValues
 
 from transformer_jax import allocator, cli, interruption
 from transformer_jax.decoding.options import SearchOptions
+
+if TYPE_CHECKING:
+    from transformer_jax.data.corpora import Corpus
 
 USAGE = "--workdir=FOLDER [--input=FILE] [--output=FILE] [--beam_size=N ...]"
 
@@ -55,8 +62,14 @@ _EXCLUDE = (
     ("prefix", "prefix_file", ""),
     ("checkpoint", "average", ": the latest are averaged"),
     ("scores", "format", ": JSON has scores always"),
+    ("shard", "score attention_html", ": the outputs of all shards are joined first"),
 )
-_NEED = (("score", "corpus"), ("alignment_layer", "alignments"), ("alignment_head", "alignments"))
+_NEED = (
+    ("score", "corpus"),
+    ("alignment_layer", "alignments"),
+    ("alignment_head", "alignments"),
+    ("shard", "output"),
+)
 
 
 def add_flags(parser: cli.Parser) -> None:
@@ -76,6 +89,8 @@ def add_flags(parser: cli.Parser) -> None:
         parser.flag(name, "", help, parse=cli.path, metavar="FILE")
     for name, default, help in _FLAGS:
         parser.flag(name, default, help)
+    help = "Part of --input or --corpus to answer, from 0, as of the tasks of an array job."
+    parser.flag("shard", None, help, parse=_shard, metavar="INDEX/COUNT")
     help = "A text or a JSON object a line."
     parser.flag("format", "text", help, parse=_format, metavar="text|json")
     for name in ("layer", "head"):
@@ -88,10 +103,12 @@ def add_flags(parser: cli.Parser) -> None:
 def run(flags: FlagValues) -> None:
     """Translates, scores or aligns."""
     _check(flags)
+    if flags.shard and os.path.exists(flags.output):
+        print(f"{flags.output} is there already, and so is whole", file=sys.stderr)
+        return
     from transformer_jax.data.text_files import open_text, raw_lines
     from transformer_jax.decoding.streaming import (
         Writer,
-        decoded,
         score_lines,
         translate_lines,
         with_prefixes,
@@ -106,10 +123,9 @@ def run(flags: FlagValues) -> None:
         lines = None if flags.corpus else files.enter_context(_opened_input(flags))
         if flags.attention_html:
             check_page(flags.attention_html, _open_files(flags))
-        prefixes = flags.prefix
+        prefix_lines = iter(())
         if name := flags.prefix_file:
             prefix_lines = raw_lines(files.enter_context(open_text(name)), name)
-            prefixes = (decoded(line, name, n) for n, line in enumerate(prefix_lines, 1))
         translator = Translator.from_workdir(
             *flags.workdir, checkpoint=flags.checkpoint or "best", average=flags.average
         )
@@ -117,11 +133,14 @@ def run(flags: FlagValues) -> None:
         allocator.keep_freed_memory()
         # Mistakes are reported before the output is opened, and so emptied.
         translator.check(options, prefix=flags.prefix, align=align)
-        name, corpora, groups = _lines(flags, translator, lines)
+        output, part = None, range(sys.maxsize)
+        if flags.shard:
+            output, part = files.enter_context(_opened_shard(flags, translator, options))
+        name, corpora, groups = _lines(flags, translator, lines, part)
         attention = None
         if flags.attention_html:
             attention = AttentionLines(translator, name=name, options=options)
-        output = files.enter_context(_opened_output(flags))
+        output = output or files.enter_context(_opened_output(flags))
         as_json = flags.format == "json"
         writer = Writer(output, translator.vocabulary, as_json=as_json, scores=flags.scores)
         if lines is not None and lines.isatty():
@@ -135,7 +154,7 @@ def run(flags: FlagValues) -> None:
             # Neither among the answers nor among the lines of a log.
             progress = not flags.interactive and sys.stderr.isatty() and not output.isatty()
             settings |= {"attention": attention, "progress": progress}
-            groups = with_prefixes(groups, prefixes, name)
+            groups = with_prefixes(groups, _prefixes(flags, prefix_lines, part), name)
             with _page(attention, flags):
                 translate_lines(translator, groups, writer, options, **settings)
 
@@ -153,6 +172,14 @@ def _format(text: str) -> str:
     return text
 
 
+def _shard(text: str) -> tuple[int, int]:
+    found = re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})", text)
+    index, count = map(int, found.groups()) if found else (0, 0)
+    if not index < count:
+        raise ValueError(f"--shard={text} must be INDEX/COUNT, such as 0/8 to 7/8")
+    return index, count
+
+
 def _check(flags: FlagValues) -> None:
     """ValueError on flags that do not go together."""
     given = cli.given(flags)
@@ -165,6 +192,10 @@ def _check(flags: FlagValues) -> None:
             raise ValueError(f"--{name} needs --{other}")
     if flags.average < 1:
         raise ValueError(f"--average={flags.average} must be at least 1")
+    if flags.shard and not (flags.corpus or os.path.isfile(flags.input)):
+        raise ValueError("--shard needs --corpus, or an --input that is a file: it is read twice")
+    if flags.shard and os.path.exists(flags.output) and not os.path.isfile(flags.output):
+        raise ValueError(f"--output={flags.output} is not a file, which a shard needs")
 
 
 def _alignment_settings(flags: FlagValues, translator) -> dict[str, Any] | None:
@@ -176,22 +207,65 @@ def _alignment_settings(flags: FlagValues, translator) -> dict[str, Any] | None:
     return {"layer": flags.alignment_layer, "head": flags.alignment_head, "skip": int(tagged)}
 
 
-def _lines(flags: FlagValues, translator, file: BinaryIO | None):
-    """Where the lines are from, the corpora that they are of, and the lines in groups."""
+def _corpora(flags: FlagValues, translator) -> list["Corpus"]:
     from transformer_jax.data.corpora import parse_corpora
-    from transformer_jax.decoding import streaming
 
-    data, name = translator.config.data, flags.corpus or flags.input or "standard input"
+    data = translator.config.data
+    languages = data.source_language, data.target_language
+    return parse_corpora(flags.corpus, *languages, language_tags=data.language_tags)
+
+
+def _lines(flags: FlagValues, translator, file: BinaryIO | None, part: range):
+    """Where the lines are from, the corpora that they are of, and those of a part in groups."""
+    from transformer_jax.decoding import shards, streaming
+
+    name = flags.corpus or flags.input or "standard input"
     if flags.corpus:
-        languages = data.source_language, data.target_language
-        corpora = parse_corpora(name, *languages, language_tags=data.language_tags)
-        corpora = [(corpus, list(corpus)) for corpus in corpora]
-        return name, corpora, streaming.of_pairs(pair for _, pairs in corpora for pair in pairs)
+        corpora = _corpora(flags, translator)
+        if not flags.shard:  # mistakes in them are reported before an answer, as by a shard's count
+            corpora = [(corpus, list(corpus)) for corpus in corpora]
+            return name, corpora, streaming.of_pairs(pair for _, pairs in corpora for pair in pairs)
+        pairs = itertools.chain.from_iterable(corpora)
+        return name, [], shards.within(streaming.of_pairs(pairs), part)
     groups = streaming.arriving(file, name)
-    groups = streaming.numbered(_one_by_one(groups) if flags.interactive else groups, name)
+    groups = _one_by_one(groups) if flags.interactive else shards.within(groups, part)
+    groups = streaming.numbered(groups, name, part.start + 1)
     if flags.target_language:
         groups = streaming.with_tag(groups, flags.target_language, translator.vocabulary)
     return name, [], streaming.with_targets(groups) if flags.score_pairs else groups
+
+
+def _prefixes(flags: FlagValues, lines: Iterator[bytes], part: range) -> Iterator[str] | str:
+    """The prefixes of a part's lines, or that of all."""
+    from transformer_jax.decoding.streaming import decoded
+
+    if not (name := flags.prefix_file):
+        return flags.prefix
+    numbered = itertools.islice(enumerate(lines, 1), part.start, part.stop)
+    return (decoded(line, name, number) for number, line in numbered)
+
+
+@contextlib.contextmanager
+def _opened_shard(flags: FlagValues, translator, options) -> Iterator[tuple[BinaryIO, range]]:
+    """The output of a shard, and which lines, from 0, it lacks answers for."""
+    from transformer_jax.data.text_files import open_text, raw_lines
+    from transformer_jax.decoding import shards
+
+    settings = [(name, flags[name].value) for name in sorted(cli.given(flags))]
+    names = filter(None, (flags.input, flags.prefix_file))
+    states = [(x.st_size, x.st_mtime_ns) for x in map(os.stat, names)]
+    if flags.corpus:
+        corpora = _corpora(flags, translator)
+        states += [corpus.fingerprint() for corpus in corpora]
+        total = sum(1 for _ in itertools.chain.from_iterable(corpora))
+    else:
+        with open_text(flags.input) as file:
+            total = sum(1 for _ in raw_lines(file, flags.input, cut=True))
+    key = shards.fingerprint(translator.models.params, settings, states)
+    is_single = flags.score_pairs or flags.format == "json"
+    lines_each = 1 if is_single else translator.resolved(options).n_best
+    with shards.unfinished(flags.output, key, lines_each) as (file, answers):
+        yield file, shards.share(total, *flags.shard)[answers:]
 
 
 @contextlib.contextmanager
