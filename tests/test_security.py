@@ -17,7 +17,7 @@ from builders import tiny_config
 from transformer_jax import train
 from transformer_jax.config import Config
 from transformer_jax.data import text_files
-from transformer_jax.data.corpora import read_corpus
+from transformer_jax.data.corpora import parse_corpora
 from transformer_jax.data.file_hashes import FileHashes
 from transformer_jax.data.vocabulary import Vocabulary
 from transformer_jax.saved_run import load_run, read_config
@@ -137,7 +137,7 @@ def test_a_pickle_in_place_of_a_corpus_is_told_by_its_name(tmp_path, planted, su
     path = tmp_path / f"corpus.tsv{suffix}"
     path.write_bytes(planted)
     with pytest.raises((ValueError, OSError), match=r"corpus\.tsv"):
-        list(read_corpus(f"tsv:{path}", "en", "de"))
+        list(*parse_corpora(f"tsv:{path}", "en", "de"))
 
 
 def test_a_config_that_is_nested_deeply_or_too_large_is_told(run):
