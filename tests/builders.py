@@ -1,7 +1,6 @@
 """Tiny models, stores, batches and configs that the tests share."""
 
 import functools
-import itertools
 import os
 import pathlib
 import subprocess
@@ -20,7 +19,7 @@ from transformer_jax.config import (
     TrainingConfig,
 )
 from transformer_jax.data.batches import Batch
-from transformer_jax.data.corpora import Pair, parse_corpora
+from transformer_jax.data.corpora import Pair, read_corpus
 from transformer_jax.data.token_store import Side, TokenStore
 from transformer_jax.data.vocabulary import EOS
 from transformer_jax.model.build import build
@@ -54,8 +53,8 @@ def make_model(vocab_size: int = VOCAB_SIZE, seed: int = 0, **fields):
 
 
 def read_pairs(names: str, source: str, target: str, **options) -> list[Pair]:
-    """All pairs of a corpus or mixture, one corpus after the other."""
-    return list(itertools.chain.from_iterable(parse_corpora(names, source, target, **options)))
+    """All that `read_corpus` reads."""
+    return list(read_corpus(names, source, target, **options))
 
 
 def printed_by_two(script: str, *arguments: tuple[str, ...]) -> list[str]:

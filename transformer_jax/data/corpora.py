@@ -166,6 +166,14 @@ def _weight(text: str, item: str) -> float:
     return weight
 
 
+def read_corpus(
+    names: str, source_language: str, target_language: str, *, language_tags: bool = False
+) -> Iterator[Pair]:
+    """All pairs of a corpus or mixture, one corpus after the other; errors as `Corpus` has."""
+    corpora = parse_corpora(names, source_language, target_language, language_tags=language_tags)
+    return itertools.chain.from_iterable(corpora)
+
+
 def _text(paths: list[str]) -> _Source:
     return _Source("text", paths, lambda files: text_files.read_sides(files, paths))
 
