@@ -8,12 +8,15 @@ bytes without a word. The record has a checksum of its own.
 
 import contextlib
 import errno
+import gc
 import json
 import logging
 import os
 import pathlib
 import re
 import shutil
+import sys
+import traceback
 import types
 import zlib
 from collections.abc import Iterable, Iterator
@@ -26,7 +29,7 @@ from orbax.checkpoint import checkpoint_managers
 
 from transformer_jax import hosts
 from transformer_jax.checksums import checksums, flatten, unflatten
-from transformer_jax.storage import atomic_write
+from transformer_jax.storage import atomic_write, from_json
 
 FOLDER = "checkpoints"  # of a workdir
 RECORD = pathlib.Path("run", "metadata")  # of a checkpoint
@@ -35,6 +38,7 @@ logger = logging.getLogger(__name__)
 
 _ITEMS = ("params", "optimizer", "run")
 _VERSION = 2  # of this layout
+_ORBAX = f"{os.sep}orbax{os.sep}"  # in the names of its files
 
 
 class DamagedError(ValueError):
@@ -43,17 +47,28 @@ class DamagedError(ValueError):
 
 @contextlib.contextmanager
 def quiet_orbax() -> Iterator[None]:
-    """Suppresses what Orbax logs: each failure is told in one sentence, without its threads'."""
+    """Suppresses what Orbax's threads print: each failure is told in one sentence instead."""
 
-    def is_ours(record: logging.LogRecord) -> bool:
-        return f"{os.sep}orbax{os.sep}" not in record.pathname
+    def is_other(record: logging.LogRecord) -> bool:
+        trace = traceback.format_exception(*record.exc_info) if record.exc_info else ()
+        return _ORBAX not in " ".join((record.pathname, record.getMessage(), *trace))
 
-    absl = logging.getLogger("absl")
-    absl.addFilter(is_ours)
+    def unraisable(error: Any) -> None:
+        # Of reads and writes under way when another has failed, which has ended their event loop.
+        if str(error.exc_value) != "Event loop is closed":
+            hook(error)
+
+    # Orbax logs by absl; asyncio logs what Orbax's tasks raise and nobody asks for.
+    loggers = logging.getLogger("absl"), logging.getLogger("asyncio")
+    hook, sys.unraisablehook = sys.unraisablehook, unraisable
+    for each in loggers:
+        each.addFilter(is_other)
     try:
         yield
     finally:
-        absl.removeFilter(is_ours)
+        sys.unraisablehook = hook
+        for each in loggers:
+            each.removeFilter(is_other)
 
 
 def check_shapes(what: str, arrays: Any, expected: Any) -> None:
@@ -123,7 +138,7 @@ class Checkpoints:
           ValueError: another version of this package has written it.
         """
         with self._damage_told(step):
-            record = json.loads((self.folder / str(step) / RECORD).read_bytes())
+            record = from_json((self.folder / str(step) / RECORD).read_bytes())
             old = "checksum" not in record and isinstance(record["checksums"]["params"], int)
             if not old and (record.pop("checksum") != _checksum(record) or record["step"] != step):
                 raise ValueError("the run record is not what was saved (checksum)")
@@ -237,6 +252,7 @@ class Checkpoints:
         self._saving = None
         self.close()
         self._remove_cut_saves()
+        gc.collect()  # what its tasks have raised is logged when they go: now, under `quiet_orbax`
 
     def restore(self, step: int, **like: Any) -> dict[str, Any]:
         """A checkpoint's record as "run", and its arrays as trees, placed as they are described.
@@ -327,9 +343,8 @@ class Checkpoints:
                 manager.close()
         except Exception as error:
             if self._saving is not None:
-                logger.warning(
-                    "the last checkpoint cannot be written to %s: %s", self.folder, error
-                )
+                reason = _machine_error(error) or error
+                logger.warning("checkpoint %d: %s: %s", self._saving, self.folder, reason)
 
 
 def owned(arrays: dict[str, Any]) -> dict[str, Any]:

@@ -33,7 +33,7 @@ def read_config(workdir: pathlib.Path) -> Config:
     path = workdir / CONFIG_FILE
     try:
         return Config.from_json(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         hint = f"; each {FOLDER}/*/{RECORD} has a copy of it, under 'config'"
         has_copy = any((workdir / FOLDER).glob(f"[0-9]*/{RECORD}"))
         raise ValueError(f"{path}: {error}{hint if has_copy else ''}") from None

@@ -1,6 +1,7 @@
 """Metrics: running sums turned into means at each report, metrics.jsonl, TensorBoard."""
 
 import json
+import logging
 import math
 import pathlib
 import time
@@ -8,10 +9,13 @@ from typing import Any
 
 from tqdm import tqdm
 
+from transformer_jax import hosts
 from transformer_jax.storage import atomic_write, from_json
 from transformer_jax.training.loss import Sums
 
 FILE = "metrics.jsonl"
+
+logger = logging.getLogger(__name__)
 
 
 class Meter:
@@ -102,6 +106,9 @@ class MetricLog:
 
         The evaluation of `step` itself is later than the last one that was `evaluated`.
         """
+        self._file = self._board = None
+        if not hosts.is_first():
+            return
         path = workdir / FILE
         kept = []
         if path.exists():
@@ -109,8 +116,8 @@ class MetricLog:
             kept = [x for x in lines if _step(x) <= (evaluated if "valid_loss" in x else step)]
         with atomic_write(path) as file:
             file.writelines(line + "\n" for line in kept)
-        self._file = path.open("a", buffering=1)
-        self._board = None
+        self._file = path.open("ab", buffering=0)
+        self._unwritten = b""
         try:
             from tensorboardX import SummaryWriter
         except ImportError:
@@ -119,7 +126,8 @@ class MetricLog:
 
     def write(self, step: int, values: dict[str, Any]) -> None:
         """Appends a line of JSON, and TensorBoard's scalars."""
-        self._file.write(json.dumps({"step": step} | finite(values)) + "\n")
+        if self._file:
+            self._append(json.dumps({"step": step} | finite(values)) + "\n")
         if self._board:
             for name, value in values.items():
                 several = isinstance(value, list)  # epochs, of each corpus its own
@@ -128,9 +136,23 @@ class MetricLog:
                     if isinstance(part, int | float):
                         self._board.add_scalar(name, part, step)
 
+    def _append(self, text: str) -> None:
+        """Writes text, and what a full disk has refused before."""
+        complete = not self._unwritten
+        self._unwritten += text.encode()
+        try:
+            while self._unwritten:
+                self._unwritten = self._unwritten[self._file.write(self._unwritten) :]
+        except OSError as error:
+            if complete:
+                what = self._file.name, error.strerror
+                logger.warning("%s cannot be written: %s; training goes on", *what)
+
     def close(self) -> None:
         """Flushes and closes the files."""
-        self._file.close()
+        if self._file:
+            self._append("")
+            self._file.close()
         if self._board:
             self._board.close()
 
