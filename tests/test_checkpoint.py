@@ -1,8 +1,11 @@
 """Checkpoints: bit-exact, checked, kept, averaged, and told of when they are missing."""
 
 import errno
+import itertools
+import json
 import logging
 import pathlib
+import random
 import shutil
 
 import jax
@@ -12,14 +15,17 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 from builders import tiny_config
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from transformer_jax.checkpoint import Checkpoints, DamagedError
 from transformer_jax.checksums import checksums, flatten
+from transformer_jax.config import Config
 from transformer_jax.decoding.options import SearchOptions
 from transformer_jax.decoding.translator import Translator
 from transformer_jax.devices import replicated
 from transformer_jax.saved_run import load_run
 from transformer_jax.training.loop import train
+from transformer_jax.training.run import check_owner
 
 # Reads that tensorstore still has under way when one fails end in a closed event loop.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -101,6 +107,22 @@ def test_what_is_saved_may_be_donated_and_overwritten_at_once(tmp_path):
     checkpoints.close()
 
 
+def test_what_is_saved_in_one_layout_is_restored_in_another(tmp_path):
+    mesh = Mesh(np.array(jax.devices()).reshape(2, 2), ("x", "y"))
+    kernel = np.random.default_rng(0).normal(size=(8, 4)).astype(np.float32)
+    specs = (), ("x",), ("y", "x")
+    checkpoints = Checkpoints(tmp_path, len(specs), create=True)
+    layouts = [NamedSharding(mesh, PartitionSpec(*spec)) for spec in specs]
+    for step, layout in enumerate(layouts):
+        checkpoints.save(step, {"a": jax.device_put(kernel, layout)}, count(step), {}, None)
+    checkpoints.wait()
+    for step, layout in itertools.product(range(len(layouts)), [*layouts, replicated()]):
+        params = {"a": jax.ShapeDtypeStruct(kernel.shape, kernel.dtype, sharding=layout)}
+        restored = checkpoints.restore(step, params=params)["params"]["a"]
+        assert restored.sharding == layout and (np.asarray(restored) == kernel).all()
+    checkpoints.close()
+
+
 def test_the_latest_and_the_best_are_kept(tmp_path):
     """Of scores the first number that differs counts."""
     scores = [0.0, 9.0], [5.0, 2.0], [5.0, 1.0], None, [0.0, 10.0]
@@ -109,6 +131,17 @@ def test_the_latest_and_the_best_are_kept(tmp_path):
     assert checkpoints.steps() == [5, 4, 2] and checkpoints.best_step() == 2
     assert int(checkpoints.restore(2, params=TREE)["params"]["count"]) == 9
     checkpoints.close()
+
+
+def test_what_a_signal_had_saved_gives_way_to_the_next(tmp_path):
+    """So that an interrupted run keeps, and averages, what an uninterrupted one does."""
+    write(tmp_path, {1: None, 2: None}, keep=2)
+    write(tmp_path, {3: None}, keep=2, regular=False)
+    checkpoints = Checkpoints(tmp_path)
+    assert checkpoints.steps() == [3, 2, 1]
+    checkpoints.close()
+    write(tmp_path, {4: None}, keep=2)
+    assert checkpoints.steps() == [4, 2]
 
 
 def test_without_an_evaluation_none_is_best(saved):
@@ -232,6 +265,81 @@ def test_what_a_cut_save_left_is_removed_by_the_next_training_alone(tmp_path):
     assert (tmp_path / "checkpoints/7-copy").is_dir()
 
 
+def test_a_checkpoint_of_another_version_is_refused_and_not_damaged(saved):
+    """As before there was a checksum of the record."""
+    record = saved.folder / "2/run/metadata"
+    record.write_text(json.dumps({"step": 2, "checksums": {"params": 1, "optimizer": 2}}))
+    with pytest.raises(ValueError, match="was written by another version of transformer_jax") as e:
+        saved.restore(2, params=TREE)
+    assert not isinstance(e.value, DamagedError)
+
+
+DAMAGES = {
+    "flip": lambda content, place: (
+        content[:place] + bytes([content[place] ^ 4]) + content[place + 1 :]
+    ),
+    "truncate": lambda content, place: content[:place],
+    "empty": lambda content, place: b"",
+    "noise": lambda content, place: random.Random(place).randbytes(len(content)),
+    "remove": None,
+}
+
+
+def test_whatever_happens_to_a_file_the_arrays_are_exact_or_the_checkpoint_is_damaged(
+    saved, tmp_path
+):
+    expected = checksums(flatten(tree(2)))
+    folder = saved.folder / "2"
+    content = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    cases = list(itertools.product(content, DAMAGES))
+    damaged = 0
+    for path, damage in random.Random(0).sample(cases, 40):
+        if damage == "remove":
+            path.unlink()
+        else:
+            place = random.Random(str((path.name, damage))).randrange(max(len(content[path]), 1))
+            path.write_bytes(DAMAGES[damage](content[path] or b" ", place))
+        try:
+            trees = saved.restore(2, params=TREE, optimizer=COUNT)
+            assert checksums(flatten(trees["params"])) == expected, (path, damage)
+            assert trees["optimizer"]["count"] == trees["run"]["note"] == 2, (path, damage)
+        except DamagedError:
+            damaged += 1
+        path.write_bytes(content[path])
+    assert damaged > 10
+
+
+@pytest.mark.parametrize("when", ["save", "wait_until_finished"])
+def test_a_save_that_fails_is_a_warning_and_the_next_is_tried(tmp_path, monkeypatch, caplog, when):
+    """At once, as where a folder cannot be made, or in the background."""
+    write(tmp_path, {1: None})
+    checkpoints = Checkpoints(tmp_path, 2, create=True)
+    original = getattr(ocp.CheckpointManager, when)
+
+    def fail(self, *arguments, **options):
+        if not broken:
+            return original(self, *arguments, **options)
+        broken.pop()
+        raise ValueError("Failed writing [os_error_code='28']")
+
+    monkeypatch.setattr(ocp.CheckpointManager, when, fail)
+    broken = []
+    checkpoints.save(2, tree(2), count(2), {}, None)
+    broken = [True]
+    if when == "save":
+        checkpoints.save(3, tree(3), count(3), {}, None)
+    what = rf"{checkpoints.folder}: No space left on device"
+    with pytest.raises(OSError, match=what):
+        checkpoints.check_saved()
+    assert len(caplog.records) == 1 and "training goes on" in caplog.text
+    assert checkpoints.steps() == [2, 1]
+    checkpoints.save(4, tree(4), count(4), {}, None)
+    checkpoints.check_saved()
+    assert checkpoints.steps() == [4, 2]
+    assert checkpoints.restore(4, params=TREE)["run"]["step"] == 4
+    checkpoints.close()
+
+
 def files(folder: pathlib.Path) -> dict:
     return {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
 
@@ -306,21 +414,73 @@ def test_a_run_that_cannot_be_loaded_is_told(trained, error, workdir, options, t
 def test_a_damaged_checkpoint_gives_way_to_the_one_before_with_a_warning(run, damage, caplog):
     folder = run / "checkpoints" / "6"
     if damage == "truncated":
-        biggest = max((folder / "params").rglob("*"), key=lambda path: path.stat().st_size)
+        biggest = max((folder / "params").rglob("d/*"), key=lambda path: path.stat().st_size)
         biggest.write_bytes(biggest.read_bytes()[:50])
     else:
         shutil.rmtree(folder / "run" if damage == "no run item" else folder)
         folder.mkdir(exist_ok=True)
     with caplog.at_level(logging.WARNING, "transformer_jax"):
-        assert same(params_of(run, "best"), params_of(run, "4"))
-        wanted = {
-            name: (leaf + params_of(run, "2")[name]) / 2
-            for name, leaf in params_of(run, "4").items()
-        }
+        before = [params_of(run, step) for step in ("2", "4")]
+        assert same(params_of(run, "best"), before[1])
+        wanted = {name: (leaf + before[0][name]) / 2 for name, leaf in before[1].items()}
         average = params_of(run, "best", 2)
     assert all(np.allclose(average[name], wanted[name], atol=1e-6) for name in wanted)
     if damage != "empty folder":  # which Orbax may well not count as a step
         assert "checkpoints/6 is damaged" in caplog.text and "using step" in caplog.text
+
+
+def test_a_checkpoint_that_is_removed_while_it_is_read_is_passed_over(run, monkeypatch, caplog):
+    """As by a run that trains meanwhile: the next is read, and none is called damaged."""
+    expected = params_of(run, "4")
+    restore = ocp.CheckpointManager.restore
+
+    def remove(self, step, *arguments, **options):
+        if step == 6:
+            shutil.rmtree(run / "checkpoints/6")
+        return restore(self, step, *arguments, **options)
+
+    monkeypatch.setattr(ocp.CheckpointManager, "restore", remove)
+    assert same(params_of(run, "last"), expected)
+    assert not caplog.records
+
+
+def edit(path: pathlib.Path, old: str, new: str) -> None:
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+
+
+def test_a_run_record_that_was_changed_is_damage(run, caplog):
+    expected = params_of(run, "4")
+    for old, new in [
+        ('"tokens_per_batch"', '"tokens_pur_batch"'),
+        ('"evaluated": -1', '"evaluated": 1'),
+    ]:
+        edit(run / "checkpoints/6/run/metadata", old, new)
+        assert same(params_of(run, "last"), expected)
+        edit(run / "checkpoints/6/run/metadata", new, old)
+    assert "run record is not what was saved" in caplog.text
+
+
+def test_another_vocabulary_or_config_than_was_trained_is_refused(run):
+    """Whatever is wrong with it: also a flipped bit, with which it can still be read."""
+    vocabulary, config = run / "vocabulary.model", run / "config.json"
+    content, text = vocabulary.read_bytes(), config.read_text()
+    for changed in (content[:-9] + bytes([content[-9] ^ 1]) + content[-8:], b""):
+        vocabulary.write_bytes(changed)
+        for use in (lambda: load_run(run), lambda: check_owner(run, Config.from_json(text))):
+            with pytest.raises(ValueError, match="model is not the vocabulary that checkpoint 6"):
+                use()
+    vocabulary.write_bytes(content)
+    edit(config, '"feed_forward_dim": 16', '"feed_forward_dim": 17')
+    with pytest.raises(ValueError, match=r"config\.json is not the config that checkpoint 6 was"):
+        load_run(run)
+    config.write_text("")
+    with pytest.raises(ValueError, match=r"config\.json: .*/run/metadata has a copy of it, under"):
+        load_run(run)
+    record = json.loads((run / "checkpoints/6/run/metadata").read_text())
+    config.write_text(json.dumps(record["config"]))
+    load_run(run)
 
 
 def test_a_damaged_checkpoint_that_was_asked_for_is_an_error(run):

@@ -2,11 +2,13 @@
 
 import json
 import math
+import resource
 import sys
 import types
 
 import pytest
 
+from transformer_jax import hosts
 from transformer_jax.training.metrics import FILE, Meter, MetricLog, means, report_line
 
 
@@ -175,3 +177,30 @@ def test_a_line_of_a_report_fits_a_terminal_and_tells_which_value_is_smoothed():
     large = {"loss": 30.1234, "perplexity": 1e13, "accuracy": 1.0, "target_tokens_per_s": 1e8}
     assert len(report_line(1_000_000, report | large, True)) <= 100
     assert "perplexity 1.01e+304," in report_line(1, report | {"perplexity": math.exp(700)}, True)
+
+
+@pytest.mark.usefixtures("no_tensorboard")
+def test_what_a_full_disk_refuses_is_written_later(tmp_path, caplog):
+    log = MetricLog(tmp_path, 0, -1)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    log.write(1, {"loss": 1.0})
+    resource.setrlimit(resource.RLIMIT_FSIZE, ((tmp_path / FILE).stat().st_size + 5, limits[1]))
+    try:
+        for step in (2, 3):
+            log.write(step, {"loss": 1.0})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert [record.message for record in caplog.records] == [
+        f"{tmp_path / FILE} cannot be written: File too large; training goes on"
+    ]
+    log.close()
+    assert [line["step"] for line in lines(tmp_path)] == [1, 2, 3]
+
+
+@pytest.mark.usefixtures("no_tensorboard")
+def test_one_process_alone_writes_the_log(tmp_path, monkeypatch):
+    monkeypatch.setattr(hosts, "is_first", lambda: False)
+    log = MetricLog(tmp_path, 0, -1)
+    log.write(1, {"loss": 1.0})
+    log.close()
+    assert not list(tmp_path.iterdir())

@@ -1,11 +1,28 @@
 """Whose a workdir is, and what its config says of its vocabulary."""
 
-import pytest
+import types
 
+import jax
+import numpy as np
+import pytest
+from builders import tiny_config
+
+from transformer_jax.checkpoint import Checkpoints
 from transformer_jax.config import Config, DataConfig, TrainingConfig
 from transformer_jax.data.corpora import Pair
 from transformer_jax.data.vocabulary import Vocabulary
-from transformer_jax.training.run import check_owner, load_data, save_run_metadata
+from transformer_jax.devices import replicated
+from transformer_jax.model.build import first_params
+from transformer_jax.sharding import DataParallel
+from transformer_jax.training.optimizer import make_optimizer
+from transformer_jax.training.run import (
+    Progress,
+    check_owner,
+    load_data,
+    save_run_metadata,
+    start_state,
+)
+from transformer_jax.training.step import TrainState
 
 PAIRS = [Pair(f"{a} {b}", f"{b} {c}") for a in "abcd" for b in "efgh" for c in "ijkl"]
 KINDS = {
@@ -110,3 +127,20 @@ def test_a_temperature_without_a_mixture_to_temper_is_refused(tmp_path, train):
     config = Config(data=DataConfig(train=train, temperature=5.0))
     with pytest.raises(ValueError, match=r"temperature=5\.0 needs a mixture without weights"):
         load_data(tmp_path, config)
+
+
+def test_the_first_state_is_that_of_one_device_on_all(tmp_path):
+    config = tiny_config()
+    data = types.SimpleNamespace(vocabulary=range(90), fingerprint=1)
+    optimizer = make_optimizer(config.optimizer, lambda step: 1.0)
+    state, progress = start_state(
+        tmp_path, config, data, Checkpoints(tmp_path), optimizer, DataParallel()
+    )
+    params = first_params(config.model, 90, config.seed)
+    expected = TrainState(0, params, optimizer.init(params))
+    assert all(x.sharding == replicated() for x in jax.tree.leaves(state))
+    for got, wanted in zip(jax.tree.leaves(state), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_array_equal(got, wanted)
+    assert progress == Progress(1)
+    donated = jax.jit(lambda x: jax.tree.map(lambda y: y + 1, x), donate_argnums=0)(state)
+    assert donated.step == 1
