@@ -8,6 +8,7 @@ splits the work (GSPMD, Xu et al. 2021; FSDP as ZeRO 3, Rajbhandari et al. 2020;
 Megatron-LM, Shoeybi et al. 2019).
 """
 
+import math
 import re
 from collections.abc import Callable
 from typing import Any
@@ -24,7 +25,7 @@ ROWS = ("data", "fsdp")  # the axes of the mesh that rows are split over
 # The first pattern found in a parameter's path says which axis each dimension is split over. A
 # dimension that the axis does not divide stays whole, as do all others.
 RULES = (
-    (r"embedding.*table", ("tensor", "fsdp")),  # [V, D]
+    (r"embedding.*table", (("fsdp", "tensor"),)),  # [V, D]: over D, activations would be split too
     (r"\b(query|key|value|expand)\.kernel", ("fsdp", "tensor")),  # [D, H * K], [D, F]
     (r"\b(query|key|value|expand)\.bias", ("tensor",)),
     (r"\b(output|contract)\.kernel", ("tensor", "fsdp")),  # [H * K, D], [F, D]
@@ -99,8 +100,13 @@ class Sharded:
     def _spec(self, path: tuple, shape: tuple[int, ...]) -> PartitionSpec:
         name = jax.tree_util.keystr(path, simple=True, separator=".")
         axes = next((axes for pattern, axes in RULES if re.search(pattern, name)), ())
-        pairs = zip(axes, shape) if len(axes) <= len(shape) else ()
-        return PartitionSpec(*(a if n % self.mesh.shape[a] == 0 else None for a, n in pairs))
+        if len(axes) > len(shape):
+            return PartitionSpec()
+
+        def count(axes: str | tuple[str, ...]) -> int:
+            return math.prod(self.mesh.shape[a] for a in np.atleast_1d(axes))
+
+        return PartitionSpec(*(a if n % count(a) == 0 else None for a, n in zip(axes, shape)))
 
     def put(self, tree: Any) -> Any:
         """Puts the arrays of a state, the same in each process, where `shardings` says."""
