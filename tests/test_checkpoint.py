@@ -48,6 +48,10 @@ def count(number: int):
     return jax.device_put({"count": np.int32(number)}, replicated())
 
 
+def state(step: int) -> dict:
+    return {"params": tree(step), "optimizer": count(step)}
+
+
 def like(tree):
     """As `restore` is told what it is to read, and where to put it."""
     return jax.tree.map(
@@ -61,7 +65,7 @@ TREE, COUNT = like(tree()), like(count(0))
 def write(workdir, steps: dict[int, list[float] | None], keep: int = 10, **options) -> None:
     checkpoints = Checkpoints(workdir, keep, create=True)
     for step, score in steps.items():
-        checkpoints.save(step, tree(step), count(step), {"note": step}, score, **options)
+        checkpoints.save(step, state(step), {"note": step}, score, **options)
         checkpoints.wait()
     checkpoints.close()
 
@@ -96,7 +100,7 @@ def test_what_is_saved_may_be_donated_and_overwritten_at_once(tmp_path):
     overwrite = jax.jit(lambda x: jax.tree.map(lambda y: y * 2, x), donate_argnums=0)
     params = ones()
     expected = like(params)
-    checkpoints.save(1, params, count(1), {}, None)
+    checkpoints.save(1, {"params": params, "optimizer": count(1)}, {}, None)
     for _ in range(20):
         params = overwrite(params)
     checkpoints.wait()
@@ -114,7 +118,7 @@ def test_what_is_saved_in_one_layout_is_restored_in_another(tmp_path):
     checkpoints = Checkpoints(tmp_path, len(specs), create=True)
     layouts = [NamedSharding(mesh, PartitionSpec(*spec)) for spec in specs]
     for step, layout in enumerate(layouts):
-        checkpoints.save(step, {"a": jax.device_put(kernel, layout)}, count(step), {}, None)
+        checkpoints.save(step, {"params": {"a": jax.device_put(kernel, layout)}}, {}, None)
     checkpoints.wait()
     for step, layout in itertools.product(range(len(layouts)), [*layouts, replicated()]):
         params = {"a": jax.ShapeDtypeStruct(kernel.shape, kernel.dtype, sharding=layout)}
@@ -324,16 +328,16 @@ def test_a_save_that_fails_is_a_warning_and_the_next_is_tried(tmp_path, monkeypa
 
     monkeypatch.setattr(ocp.CheckpointManager, when, fail)
     broken = []
-    checkpoints.save(2, tree(2), count(2), {}, None)
+    checkpoints.save(2, state(2), {}, None)
     broken = [True]
     if when == "save":
-        checkpoints.save(3, tree(3), count(3), {}, None)
+        checkpoints.save(3, state(3), {}, None)
     what = rf"{checkpoints.folder}: No space left on device"
     with pytest.raises(OSError, match=what):
         checkpoints.check_saved()
     assert len(caplog.records) == 1 and "training goes on" in caplog.text
     assert checkpoints.steps() == [2, 1]
-    checkpoints.save(4, tree(4), count(4), {}, None)
+    checkpoints.save(4, state(4), {}, None)
     checkpoints.check_saved()
     assert checkpoints.steps() == [4, 2]
     assert checkpoints.restore(4, params=TREE)["run"]["step"] == 4

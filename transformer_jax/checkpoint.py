@@ -1,9 +1,9 @@
 """Checkpoints of a run: written by Orbax in the background, checked when restored.
 
-A checkpoint has three items: `params` and `optimizer`, each a flat dictionary from a
-parameter's path to its array, and `run`, a JSON record: the step, its score, the state of the
-run, its config and vocabulary, and a checksum of each array, because Orbax restores flipped
-bytes without a word. The record has a checksum of its own.
+A checkpoint has the items `params`, `optimizer`, and `ema` where a mean of parameters is kept, each
+a flat dictionary from a parameter's path to its array, and `run`, a JSON record: the step, its
+score, the state of the run, its config and vocabulary, and a checksum of each array, because Orbax
+restores flipped bytes without a word. The record has a checksum of its own.
 """
 
 import contextlib
@@ -36,7 +36,7 @@ RECORD = pathlib.Path("run", "metadata")  # of a checkpoint
 
 logger = logging.getLogger(__name__)
 
-_ITEMS = ("params", "optimizer", "run")
+_ITEMS = ("params", "optimizer", "ema", "run")
 _VERSION = 2  # of this layout
 _ORBAX = f"{os.sep}orbax{os.sep}"  # in the names of its files
 
@@ -177,8 +177,7 @@ class Checkpoints:
     def save(
         self,
         step: int,
-        params: Any,
-        opt_state: Any,
+        trees: dict[str, Any],
         run: dict[str, Any],
         score: list[float] | None,
         *,
@@ -188,13 +187,13 @@ class Checkpoints:
 
         Args:
           step: updates made; a checkpoint of it that is there already gets the new record.
-          params, opt_state: trees of arrays, which may be donated afterwards.
+          trees: "params", "optimizer", perhaps "ema": of arrays, which may be donated afterwards.
           run: JSON that `record` returns, beside the following.
           score: of its evaluation; the best is the one with the highest.
           regular: whether it would have been saved without a signal; else the next replaces it.
         """
         self.wait()
-        items = {"params": flatten(params), "optimizer": flatten(opt_state)}
+        items = {name: flatten(tree) for name, tree in trees.items()}
         record = run | {"version": _VERSION, "step": step, "score": score, "regular": regular}
         record["checksums"] = {name: checksums(item) for name, item in items.items()}
         record = json.loads(json.dumps(record))

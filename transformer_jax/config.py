@@ -141,6 +141,7 @@ class OptimizerConfig(_Fields):
     beta1: float = _number(0.9, 0.0, 0.999999, "Decay of the mean of gradients.")
     beta2: float = _number(0.98, 0.0, 0.999999, "Decay of the mean of squared gradients.")
     epsilon: float = _number(1e-9, 0.0, _ANY, "Added to the denominator.")
+    ema_decay: float = _number(0.0, 0.0, 0.99999, "Of a mean of parameters to use; 0 = none.")
     clip_norm: float = _number(0.0, 0.0, _ANY, "Max global norm of the gradient; 0 = off.")
 
 

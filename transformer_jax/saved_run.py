@@ -72,7 +72,7 @@ def check_origin(workdir: pathlib.Path, config: Config) -> None:
 def load_run(
     workdir: str | os.PathLike, checkpoint: str = "best", average: int = 1
 ) -> tuple[Config, Vocabulary, nnx.GraphDef, Any]:
-    """Config, vocabulary, graph definition and parameters of a run.
+    """Config, vocabulary, graph definition and parameters of a run, or their mean if it keeps one.
 
     Args:
       workdir: of the run.
@@ -94,7 +94,8 @@ def load_run(
     graphdef, shapes = abstract_model(config.model, len(vocabulary))
     with contextlib.closing(Checkpoints(workdir)) as checkpoints:
         wanted = checkpoint if average == 1 else "last"
-        sound = _load_sound(checkpoints, lambda: _candidates(checkpoints, wanted), shapes, average)
+        like = {"ema" if config.optimizer.ema_decay else "params": shapes}
+        sound = _load_sound(checkpoints, lambda: _candidates(checkpoints, wanted), like, average)
     if average == 1:
         return config, vocabulary, graphdef, sound[0]
     mean = jax.tree.map(lambda *xs: np.mean(xs, axis=0, dtype=np.float32), *sound)
@@ -102,21 +103,22 @@ def load_run(
 
 
 def _load_sound(
-    checkpoints: Checkpoints, candidates: Callable[[], list[int]], shapes: Any, count: int
+    checkpoints: Checkpoints, candidates: Callable[[], list[int]], item: dict, count: int
 ) -> list[Any]:
     """Parameters, on the host, of the first `count` candidates that are sound.
 
     Looks for candidates after each: a run that trains meanwhile deletes and adds some.
     """
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), shapes)
+    like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), item)
+    (name,) = item
     sound: dict[int, Any] = {}
     damaged: set[int] = set()
     tried: set[int] = set()
     while len(sound) < count and (left := [step for step in candidates() if step not in tried]):
         tried.add(step := left[0])
         try:
-            sound[step] = jax.device_get(checkpoints.restore(step, params=like)["params"])
+            sound[step] = jax.device_get(checkpoints.restore(step, **like)[name])
         except FileNotFoundError:
             continue
         except DamagedError as error:

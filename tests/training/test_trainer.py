@@ -128,6 +128,24 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, caplog):
     assert_equal_to_the_bit(again, whole)
 
 
+def test_a_mean_of_parameters_is_kept_resumed_evaluated_and_decoded_with(tmp_path):
+    config = tiny_config(optimizer={"ema_decay": 0.75}, data={"valid": "numbers:valid"})
+    whole = run(config, tmp_path / "whole", 2)
+    run(config, tmp_path / "parts", 1)
+    resumed = run(config, tmp_path / "parts", 1)
+    assert_equal_to_the_bit(resumed, whole)
+    params = jax.tree.leaves(whole.state.params)
+    one = jax.tree.leaves(run(config, tmp_path / "1", 1).state.params)
+    initial = jax.tree.leaves(run(config, tmp_path / "start", 0).state.params)
+    for a, b, c, mean in zip(initial, one, params, jax.tree.leaves(whole.state.ema), strict=True):
+        expected = 0.75 * (0.75 * np.asarray(a) + 0.25 * np.asarray(b)) + 0.25 * np.asarray(c)
+        np.testing.assert_allclose(mean, expected, atol=1e-6)
+    used = jax.tree.leaves(Translator.from_workdir(tmp_path / "whole").models.params)
+    for x, mean in zip(used, jax.tree.leaves(whole.params), strict=True):
+        np.testing.assert_array_equal(x, mean)
+    assert whole.params is whole.state.ema
+
+
 def test_init_from_starts_with_the_other_runs_parameters_and_vocabulary(tmp_path):
     first = run(tiny_config(), tmp_path / "first", 2)
     config = tiny_config(data={"max_pairs": 150}, training={"init_from": str(tmp_path / "first")})

@@ -30,7 +30,7 @@ from transformer_jax.saved_run import (
 )
 from transformer_jax.sharding import DataParallel, Sharded
 from transformer_jax.storage import atomic_write, local_path, lock
-from transformer_jax.training.step import TrainState
+from transformer_jax.training.step import TrainState, items
 
 logger = logging.getLogger(__name__)
 
@@ -200,7 +200,8 @@ def start_state(
 
     def initial() -> TrainState:
         params = first_params(config.model, len(data.vocabulary), config.seed)
-        return TrainState(jnp.int32(0), params, optimizer.init(params))
+        ema = jax.tree.map(jnp.copy, params) if config.optimizer.ema_decay else None
+        return TrainState(jnp.int32(0), params, optimizer.init(params), ema)
 
     shapes = jax.eval_shape(initial)
     shardings = layout.shardings(shapes)
@@ -218,11 +219,13 @@ def start_state(
             )
         step = saved["run"]["step"]
         logger.info("resuming after step %d", step)
-        return TrainState(layout.put(np.int32(step)), saved["params"], saved["optimizer"]), progress
+        step = layout.put(np.int32(step))
+        state = TrainState(step, saved["params"], saved["optimizer"], saved.get("ema"))
+        return state, progress
     state = jax.jit(initial, out_shardings=shardings)()
     if config.training.init_from:
         params = _params_of_run(config.training.init_from, like.params, data.vocabulary)
-        state = state._replace(params=layout.put(params))
+        state = state._replace(params=layout.put(params), ema=state.ema and layout.put(params))
     return state, Progress(data.fingerprint)
 
 
@@ -236,7 +239,7 @@ def _latest_sound(checkpoints: Checkpoints, like: TrainState) -> dict[str, Any] 
     for step in hosts.gather(checkpoints.steps())[0]:
         saved, problem = None, ""
         try:
-            saved = checkpoints.restore(step, params=like.params, optimizer=like.opt_state)
+            saved = checkpoints.restore(step, **items(like))
         except DamagedError as error:
             problem = str(error)
         if problem := next(filter(None, hosts.gather(problem)), ""):

@@ -18,11 +18,18 @@ from transformer_jax.training.loss import Sums, smoothed_cross_entropy
 
 
 class TrainState(NamedTuple):
-    """Number of updates made, parameters, optimiser state."""
+    """Number of updates made, parameters, optimiser state, and the mean of parameters if any."""
 
     step: jax.Array
     params: Any
     opt_state: Any
+    ema: Any = None
+
+
+def items(state: TrainState) -> dict[str, Any]:
+    """The trees of a state by the names that a checkpoint has for them."""
+    named = {"params": state.params, "optimizer": state.opt_state, "ema": state.ema}
+    return {name: tree for name, tree in named.items() if tree is not None}
 
 
 def batch_sums(model, batch: Batch, smoothing: float, key=None) -> tuple[jax.Array, Sums]:
@@ -45,6 +52,7 @@ def make_train_step(
     seed: int,
     smoothing: float,
     accumulate_steps: int = 1,
+    ema_decay: float = 0.0,
     reduce: Callable = lambda tree: jax.lax.psum(tree, AXIS),
     device_index: Callable = lambda: jax.lax.axis_index(AXIS),
     micro_batches: Callable = lambda x, n: x.reshape(n, -1, *x.shape[1:]),
@@ -60,6 +68,7 @@ def make_train_step(
       seed: of dropout; its key is folded with step, device and micro-batch.
       smoothing: label smoothing.
       accumulate_steps: micro-batches, computed one after the other; must divide the rows.
+      ema_decay: of the mean of parameters, where the state has one (Polyak and Juditsky 1992).
       reduce, device_index: sum over devices and number of this one; the identity and 0
         where one program sees all rows.
       micro_batches: splits the rows of an array, to [n, rows, ...].
@@ -106,7 +115,8 @@ def make_train_step(
             "gradient_norm": norm,
             "learning_rate": schedule(state.step),
         }
-        kept = if_finite((params, opt_state), (state.params, state.opt_state))
+        ema = state.ema and optax.incremental_update(params, state.ema, 1 - ema_decay)
+        kept = if_finite((params, opt_state, ema), state[1:])
         return TrainState(state.step + 1, *kept), metrics
 
     return train_step

@@ -33,7 +33,7 @@ from transformer_jax.training.run import (
     save_run_metadata,
     start_state,
 )
-from transformer_jax.training.step import make_train_step
+from transformer_jax.training.step import items, make_train_step
 
 logger = logging.getLogger(__name__)
 
@@ -98,6 +98,7 @@ class Trainer:
             seed=config.seed,
             smoothing=training.label_smoothing,
             accumulate_steps=training.accumulate_steps,
+            ema_decay=config.optimizer.ema_decay,
             **self.layout.hooks,
         )
         self.batches, self.compiled = self._compile(
@@ -237,9 +238,14 @@ class Trainer:
         what = f"rolled back from step {error.step}, whose batches since are left out: {error}"
         self._event(self.step + 1, what)  # what follows, and is dropped with it
 
+    @property
+    def params(self) -> Any:
+        """The parameters to evaluate and decode with: their mean where there is one."""
+        return self.state.params if self.state.ema is None else self.state.ema
+
     def translator(self) -> Translator:
         """A Translator over the current parameters; invalid once the next step donates them."""
-        models = Models((self.graphdef,), (self.layout.local_copies(self.state.params),))
+        models = Models((self.graphdef,), (self.layout.local_copies(self.params),))
         return Translator(models, self.data.vocabulary, self.config)
 
     def save(self, score: list[float] | None = None, *, regular: bool = True) -> None:
@@ -260,8 +266,7 @@ class Trainer:
             "config": dataclasses.asdict(self.config),
             "vocabulary": self.data.vocabulary.fingerprint(),
         }
-        _, params, opt_state = self.state
-        self.checkpoints.save(self.step, params, opt_state, run, score, regular=regular)
+        self.checkpoints.save(self.step, items(self.state), run, score, regular=regular)
 
     def close(self) -> None:
         """Waits for checkpoints being written, and ends the background threads."""

@@ -75,7 +75,7 @@ class Validation:
         self._trainer = trainer
         self.loss = LossEvaluator(
             trainer.graphdef,
-            trainer.state.params,
+            trainer.params,
             trainer.data.valid,
             smoothing=trainer.config.training.label_smoothing,
             tokens_per_batch=trainer.progress.tokens_per_batch,
@@ -110,7 +110,7 @@ class Validation:
     def _losses(self, stop: Stop) -> dict[str, Any]:
         trainer = self._trainer
         with heartbeat("computing the validation loss"):
-            losses = self.loss(trainer.state.params, stop)
+            losses = self.loss(trainer.params, stop)
         if not math.isfinite(losses["loss"]):
             step = trainer.step
             raise DivergedError(f"the validation loss after step {step} is not finite", step)
