@@ -130,8 +130,10 @@ def run_to_end(
             _show(bar, trainer, trainer.settle())
             trainer.meter.stop_clock()
             if validate:
-                with contextlib.suppress(Interrupted):
+                try:
                     score = validate(stop)
+                except Interrupted:  # all have been; the same evaluation is due on resuming
+                    trainer.agree(stop.signal)
         # 2. Decide whether to stop; out of patience, the metrics so far are the last report.
         waited = progress.evals_without_improvement
         out_of_patience = training.patience and waited >= training.patience

@@ -164,6 +164,11 @@ class Trainer:
         self.step += 1
         return self._read(before)
 
+    def agree(self, signal: Signals | None) -> None:
+        """Lets all processes know of one's signal at once, where all call this."""
+        if number := int(hosts.largest(signal or 0)):
+            self._signal = Signals(number)
+
     def agreed(self, signal: Signals | None) -> Signals | None:
         """The signal that has come: to this process, or of several one that all know of."""
         return signal if jax.process_count() == 1 else self._signal
