@@ -377,6 +377,6 @@ class _Warnings:
             *ids, _ = self.vocabulary.encode([word])[0]
             if UNK in ids:
                 # Where words are symbols, an unknown one is one token, without a space's.
-                letters = word if ids != [UNK] else ""
+                letters = dict.fromkeys(word if ids != [UNK] else "")
                 found += [c for c in letters if UNK in self.vocabulary.encode([c])[0]] or [word]
         return list(dict.fromkeys(found))[:_MAX_UNKNOWN]
