@@ -42,7 +42,7 @@ class Planted:
 def planted(tmp_path):
     """A pickle, which must not be read."""
     ran = tmp_path / "ran"
-    yield pickle.dumps(Planted(ran))
+    yield pickle.dumps(Planted(ran), protocol=0)  # ASCII, so that what reads text could read it
     assert not ran.exists()
 
 
@@ -51,13 +51,15 @@ def test_the_planted_pickle_would_run(tmp_path):
     assert (tmp_path / "ran").exists()
 
 
+def short_config() -> Config:
+    return tiny_config(num_steps=2, training={"save_every": 1})
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """A run of two steps."""
     workdir = tmp_path_factory.mktemp("finished") / "run"
-    config = tiny_config()
-    config.training.num_steps, config.training.save_every = 2, 1
-    train(config, workdir)
+    train(short_config(), workdir)
     return workdir
 
 
@@ -82,6 +84,16 @@ def test_a_pickle_in_place_of_config_or_vocabulary_is_told_by_its_name(run, plan
         load_run(run)
 
 
+def test_a_vocabulary_of_other_bytes_than_utf8_is_told_by_its_name(run):
+    path = run / "vocabulary.model"
+    whole, vocabulary = path.read_bytes(), Vocabulary.load(path)
+    for text in (vocabulary.pieces([len(vocabulary) - 1])[0], vocabulary.normalization):
+        assert text.encode() in whole
+        path.write_bytes(whole.replace(text.encode(), b"\xff" * len(text.encode())))
+        with pytest.raises(ValueError, match=r"vocabulary\.model is not a SentencePiece model"):
+            Vocabulary.load(path)
+
+
 def test_a_pickle_among_the_metrics_is_no_line_of_them(run, planted):
     path = run / "metrics.jsonl"
     whole = path.read_bytes()
@@ -91,13 +103,20 @@ def test_a_pickle_among_the_metrics_is_no_line_of_them(run, planted):
     assert path.read_bytes() == whole
 
 
-def test_a_pickle_in_place_of_a_file_of_a_checkpoint_is_damage(finished, tmp_path, planted):
-    """In each file of the last one; the one before it is used, or the file is not read."""
-    names = [x.relative_to(finished) for x in (finished / "checkpoints" / "2").rglob("*")]
-    for name in filter(lambda name: (finished / name).is_file(), names):
-        run = shutil.copytree(finished, tmp_path / "planted", dirs_exist_ok=True)
-        (run / name).write_bytes(planted)
+def test_pickles_in_place_of_the_files_of_a_checkpoint_are_damage(finished, tmp_path, planted):
+    """In those of each folder; the checkpoint before is used, or they are not read."""
+    last = pathlib.Path("checkpoints", "2")
+    folders = {path.parent for path in (finished / last).rglob("*") if path.is_file()}
+    for folder in folders:
+        run = shutil.copytree(finished, tmp_path / folder.name, dirs_exist_ok=True)
+        for path in (run / folder.relative_to(finished)).iterdir():
+            if path.is_file():
+                path.write_bytes(planted)
         load_run(run, "last")
+    run = shutil.copytree(finished, tmp_path / "resumed")
+    for path in filter(pathlib.Path.is_file, (run / last / "optimizer").rglob("*")):
+        path.write_bytes(planted)
+    assert train(short_config(), run).status == 0
 
 
 def write_entry(writer: Writer) -> dict[str, int]:

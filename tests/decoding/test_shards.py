@@ -47,7 +47,7 @@ def test_whole_answers_are_gone_on_with(tmp_path):
         return answers
 
     with pytest.raises(KeyError):
-        work("a", b"1\n1\n2\n2\n3\n3", ends=False)
+        work("a", b"1\n1\n2\n2\n3\ncut off", ends=False)
     with pytest.raises(KeyError):
         work("b", b"other", ends=False)
     assert sorted(x.name for x in tmp_path.iterdir()) == ["out.a.part", "out.b.part"]

@@ -56,9 +56,9 @@ class Vocabulary:
             self._processor.LoadFromSerializedProto(model)
             parsed = protocol.ModelProto.FromString(model)
             self.normalization = parsed.normalizer_spec.name
-            # Reads each piece, of which some may not be UTF-8.
-            _ = [piece.piece for piece in parsed.pieces]
-        except (RuntimeError, UnicodeDecodeError, DecodeError):
+            # What is not UTF-8 protobuf gives as bytes.
+            "".join([self.normalization, *(piece.piece for piece in parsed.pieces)])
+        except (RuntimeError, TypeError, DecodeError):
             raise ValueError(f"{name} is not a SentencePiece model") from None
         self.model = model
         ids = (self._processor.pad_id(), self._processor.bos_id(), self._processor.eos_id())
