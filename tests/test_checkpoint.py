@@ -433,18 +433,26 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before_with_a_warning(run, da
         assert "checkpoints/6 is damaged" in caplog.text and "using step" in caplog.text
 
 
-def test_a_checkpoint_that_is_removed_while_it_is_read_is_passed_over(run, monkeypatch, caplog):
+@pytest.mark.parametrize("reading", ["arrays", "record"])
+def test_a_checkpoint_that_is_removed_while_it_is_read_is_passed_over(
+    run, monkeypatch, caplog, reading
+):
     """As by a run that trains meanwhile: the next is read, and none is called damaged."""
     expected = params_of(run, "4")
-    restore = ocp.CheckpointManager.restore
+    owner, name = {
+        "arrays": (ocp.CheckpointManager, "restore"),
+        "record": (Checkpoints, "record"),
+    }[reading]
+    original, reads = getattr(owner, name), []
 
     def remove(self, step, *arguments, **options):
-        if step == 6:
-            shutil.rmtree(run / "checkpoints/6")
-        return restore(self, step, *arguments, **options)
+        reads.append(step)
+        if reads.count(6) == (1 if reading == "arrays" else 2):  # after the look at the vocabulary
+            shutil.rmtree(run / "checkpoints/6", ignore_errors=True)
+        return original(self, step, *arguments, **options)
 
-    monkeypatch.setattr(ocp.CheckpointManager, "restore", remove)
-    assert same(params_of(run, "last"), expected)
+    monkeypatch.setattr(owner, name, remove)
+    assert same(params_of(run, "best"), expected)
     assert not caplog.records
 
 

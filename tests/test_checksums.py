@@ -1,5 +1,7 @@
 """Checksums of arrays, equal for equal bits on any devices, and the names of a tree's arrays."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -34,7 +36,7 @@ def test_parameters_of_a_model_have_readable_names():
     assert not any(name.endswith(".value") or "[" in name for name in flat)
 
 
-def one(array) -> int:
+def checksum(array) -> int:
     return checksums({"a": jnp.asarray(array)})["a"]
 
 
@@ -48,10 +50,10 @@ def test_an_array_that_is_not_what_it_was_has_another_checksum(dtype):
         for position in ((0, 0), (5, 7), (2, 3)):
             variants.append(bits.copy())
             variants[-1][position] ^= bits.dtype.type(1 << bit)
-    for other in ((0, 1), (1, 0), (5, 7)):  # swapped with the first
+    for one, other in itertools.combinations([(0, 0), (0, 1), (1, 0), (5, 7)], 2):
         variants.append(bits.copy())
-        variants[-1][0, 0], variants[-1][other] = bits[other], bits[0, 0]
-    found = [one(variant.view(dtype)) for variant in variants]
+        variants[-1][one], variants[-1][other] = bits[other], bits[one]
+    found = [checksum(variant.view(dtype)) for variant in variants]
     assert len(set(found)) == len(found)
 
 
@@ -59,13 +61,13 @@ def test_a_swap_of_opposite_numbers_is_found():
     """Their bits differ by 2^31, which an even weight would multiply to nothing."""
     array = np.array([1.0, -1.0, 0.0, -0.0], np.float32)
     orders = [0, 1, 2, 3], [1, 0, 2, 3], [0, 1, 3, 2]
-    assert len({one(array[order]) for order in orders}) == 3
+    assert len({checksum(array[order]) for order in orders}) == 3
 
 
 def test_name_shape_and_dtype_count():
     array = jnp.arange(4)
     others = array.reshape(2, 2), array.view(np.float32), array[None]
-    found = [one(array), *map(one, others), checksums({"b": array})["b"]]
+    found = [checksum(array), *map(checksum, others), checksums({"b": array})["b"]]
     assert len(set(found)) == len(found)
 
 
@@ -75,5 +77,5 @@ def test_a_checksum_does_not_depend_on_the_layout(dtype):
     mesh = Mesh(np.array(jax.devices()).reshape(2, 2), ("x", "y"))
     specs = (), ("x",), (None, "y"), ("y", "x"), (("x", "y"),)
     placed = [jax.device_put(array, NamedSharding(mesh, PartitionSpec(*spec))) for spec in specs]
-    assert {one(x) for x in placed} == {one(array)}
-    assert one(np.float32(3)) == one(jax.device_put(np.float32(3), placed[0].sharding))
+    assert {checksum(x) for x in placed} == {checksum(array)}
+    assert checksum(np.float32(3)) == checksum(jax.device_put(np.float32(3), placed[0].sharding))

@@ -22,8 +22,6 @@ import zlib
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
@@ -163,7 +161,8 @@ class Checkpoints:
             try:
                 self._records[step] = self.record(step)
             except (DamagedError, FileNotFoundError) as error:
-                logger.warning("%s", error)
+                if isinstance(error, DamagedError):
+                    logger.warning("%s", error)
                 self._records[step] = {}
         return self._records[step]
 
@@ -187,7 +186,8 @@ class Checkpoints:
 
         Args:
           step: updates made; a checkpoint of it that is there already gets the new record.
-          trees: "params", "optimizer", perhaps "ema": of arrays, which may be donated afterwards.
+          trees: "params", "optimizer", perhaps "ema", whose arrays may be donated at once: JAX
+            writes to no buffer that is still being read.
           run: JSON that `record` returns, beside the following.
           score: of its evaluation; the best is the one with the highest.
           regular: whether it would have been saved without a signal; else the next replaces it.
@@ -204,7 +204,7 @@ class Checkpoints:
             if exists:
                 self._replace_record(step, sealed)
                 return
-            arguments = {name: ocp.args.StandardSave(owned(item)) for name, item in items.items()}
+            arguments = {name: ocp.args.StandardSave(item) for name, item in items.items()}
             arguments["run"] = ocp.args.JsonSave(sealed)
             self._manager().save(step, args=ocp.args.Composite(**arguments))
 
@@ -273,7 +273,7 @@ class Checkpoints:
                 self._check_files(step, like)
                 restored = self._manager().restore(step, args=ocp.args.Composite(**arguments))
                 for item, tree in like.items():
-                    arrays = owned(restored[item])
+                    arrays = restored[item]
                     saved, found = trees["run"]["checksums"][item], checksums(arrays)
                     if wrong := sorted(name for name in found if found[name] != saved.get(name)):
                         raise ValueError(f"{wrong[0]} of {item} is not what was saved (checksum)")
@@ -344,14 +344,6 @@ class Checkpoints:
             if self._saving is not None:
                 reason = _machine_error(error) or error
                 logger.warning("checkpoint %d: %s: %s", self._saving, self.folder, reason)
-
-
-def owned(arrays: dict[str, Any]) -> dict[str, Any]:
-    """The arrays, of which on a CPU no other array or view shares a buffer: it may be donated."""
-    return _copy(arrays) if jax.default_backend() == "cpu" else arrays
-
-
-_copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))
 
 
 def _checksum(record: dict[str, Any]) -> int:

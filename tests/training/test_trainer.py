@@ -1,5 +1,6 @@
 """A run: resumed to the bit, stopped by what is not finite, started from another."""
 
+import errno
 import functools
 import json
 import logging
@@ -11,6 +12,7 @@ import threading
 
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 from builders import tiny_config
 from tqdm import tqdm
@@ -294,6 +296,21 @@ def test_a_batch_that_cannot_be_made_ends_the_training_with_its_error(tmp_path, 
         loop.train(tiny_config(training={"save_every": 2}), tmp_path)
     assert not our_threads()
     assert (tmp_path / "checkpoints/2").is_dir()
+
+
+def test_a_run_whose_last_state_cannot_be_saved_ends_in_an_error(tmp_path, monkeypatch, caplog):
+    save = ocp.CheckpointManager.save
+
+    def full(self, step, **items):
+        if step != 4:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        save(self, step, **items)
+
+    monkeypatch.setattr(ocp.CheckpointManager, "save", full)
+    with pytest.raises(OSError, match=r"^checkpoint 6 cannot be written to .*: No space left on"):
+        loop.train(tiny_config(6, training={"save_every": 2}), tmp_path)
+    assert "checkpoint 2 cannot be written" in caplog.text
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["4"]
 
 
 def test_the_loop_evaluates_keeps_the_best_and_runs_out_of_patience(tmp_path, capsys):
