@@ -327,6 +327,7 @@ class Checkpoints:
         if hosts.is_first():
             (self.folder / str(step)).rename(free)
         hosts.barrier("quarantined")
+        gc.collect()  # as after a failed save
         logger.warning("checkpoint %d is set aside, as %s", step, free.name)
         self._manager().reload()
 

@@ -1,6 +1,7 @@
 """The run of a workdir, loaded: its config, vocabulary, and the parameters of its checkpoints."""
 
 import contextlib
+import gc
 import hashlib
 import json
 import logging
@@ -132,6 +133,7 @@ def _load_sound(
             f"{len(sound) + len(damaged)} tried; expected {count}"
         )
     if damaged:
+        gc.collect()  # as after a failed save
         logger.warning("using step %s instead", ", ".join(map(str, sound)))
     return list(sound.values())
 
