@@ -7,6 +7,8 @@ import logging
 import pathlib
 import random
 import shutil
+import sys
+import types
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +19,7 @@ import pytest
 from builders import tiny_config
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from transformer_jax.checkpoint import Checkpoints, DamagedError
+from transformer_jax.checkpoint import Checkpoints, DamagedError, quiet_orbax
 from transformer_jax.checksums import checksums, flatten
 from transformer_jax.config import Config
 from transformer_jax.decoding.options import SearchOptions
@@ -348,6 +350,22 @@ def test_a_save_that_fails_is_a_warning_and_the_next_is_tried(tmp_path, monkeypa
     assert checkpoints.steps() == [4, 2]
     assert checkpoints.restore(4, params=TREE)["run"]["step"] == 4
     checkpoints.close()
+
+
+def test_what_orbax_and_its_tasks_print_is_quiet_and_nothing_else(caplog, monkeypatch):
+    printed = []
+    monkeypatch.setattr(sys, "unraisablehook", printed.append)
+    errors = [RuntimeError("Event loop is closed"), ValueError("of somebody else")]
+    with quiet_orbax():
+        for error in errors:
+            sys.unraisablehook(types.SimpleNamespace(exc_value=error))
+        for name in ("asyncio", "absl"):
+            logging.getLogger(name).error("Task exception: /orbax/checkpoint.py or tensorstore")
+            logging.getLogger(name).error("of somebody else")
+    assert [error.exc_value for error in printed] == errors[1:]
+    assert [record.message for record in caplog.records] == 2 * ["of somebody else"]
+    logging.getLogger("asyncio").error("/orbax/")
+    assert len(caplog.records) == 3 and sys.unraisablehook == printed.append
 
 
 def files(folder: pathlib.Path) -> dict:

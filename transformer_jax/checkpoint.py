@@ -36,7 +36,8 @@ logger = logging.getLogger(__name__)
 
 _ITEMS = ("params", "optimizer", "ema", "run")
 _VERSION = 2  # of this layout
-_ORBAX = f"{os.sep}orbax{os.sep}"  # in the names of its files
+# What its threads print names one of its files, or is of TensorStore or its event loop.
+_ORBAX = re.compile(r"[/\\]orbax[/\\]|tensorstore|Event loop is closed")
 
 
 class DamagedError(ValueError):
@@ -49,11 +50,11 @@ def quiet_orbax() -> Iterator[None]:
 
     def is_other(record: logging.LogRecord) -> bool:
         trace = traceback.format_exception(*record.exc_info) if record.exc_info else ()
-        return _ORBAX not in " ".join((record.pathname, record.getMessage(), *trace))
+        return not _ORBAX.search(" ".join((record.pathname, record.getMessage(), *trace)))
 
     def unraisable(error: Any) -> None:
         # Of reads and writes under way when another has failed, which has ended their event loop.
-        if str(error.exc_value) != "Event loop is closed":
+        if not _ORBAX.search("".join(traceback.format_exception(error.exc_value))):
             hook(error)
 
     # Orbax logs by absl; asyncio logs what Orbax's tasks raise and nobody asks for.
