@@ -117,12 +117,13 @@ def check_equal(what: str, value: Any) -> None:
 def check_shared(folder: pathlib.Path) -> None:
     """ValueError where the processes do not see the same files in a folder."""
     probe = folder / f".shared-{gather(uuid.uuid4().hex)[0]}"
-    with together(), contextlib.ExitStack() as stack:
+    with together():
         if is_first():
             probe.touch()
-            stack.callback(probe.unlink)
-        barrier("shared")
-        found = gather(probe.exists())
+    found = gather(probe.exists())
+    with together():
+        if is_first():
+            probe.unlink()
     if not all(found):
         raise ValueError(f"{folder} is not on a file system that all processes share")
 

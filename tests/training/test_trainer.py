@@ -222,7 +222,7 @@ def test_an_evaluation_cut_short_is_made_up_for_on_resuming(tmp_path, monkeypatc
 
         patch.setattr(LossEvaluator, "__call__", stopped)
         trainer = Trainer(config, tmp_path)
-        loop.run_to_end(trainer, stop, tqdm(disable=True))
+        loop.run_to_end(trainer, Validation(trainer), stop, tqdm(disable=True))
         trainer.checkpoints.wait()
         assert trainer.checkpoints.steps() == [2] and trainer.checkpoints.best_step() is None
         trainer.close()
@@ -359,7 +359,7 @@ def test_the_last_update_is_reported_whether_or_not_a_signal_came_before(tmp_pat
             return report
 
         patch.setattr(Trainer, "advance", stopped)
-        loop.run_to_end(trainer, stop, tqdm(disable=True))
+        loop.run_to_end(trainer, None, stop, tqdm(disable=True))
         trainer.close()
     assert [line["step"] for line in reports(tmp_path / "parts")] == [2]
     assert loop.train(config, tmp_path / "parts").status == 0

@@ -59,17 +59,16 @@ def add_flags(parser: cli.Parser) -> None:
 def run(flags: FlagValues) -> int:
     """Trains, or describes what would be trained."""
     config = cli.config_of(flags)
-    from transformer_jax import hosts
-
-    hosts.initialize(flags.coordinator, flags.num_processes, flags.process_id)
     if flags.dry_run:
         if flags.profile_steps:
             raise ValueError("--profile_steps and --dry_run do not go together")
         from transformer_jax.training.dry_run import dry_run
 
         return dry_run(config, flags.workdir)
+    from transformer_jax import hosts
     from transformer_jax.training.loop import train
 
+    hosts.initialize(flags.coordinator, flags.num_processes, flags.process_id)
     result = train(config, flags.workdir, flags.profile_steps)
     if not result.status and hosts.is_first():
         command = shlex.join([*_command("decode"), f"--workdir={flags.workdir}"])

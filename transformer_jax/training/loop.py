@@ -85,23 +85,24 @@ def _train(
 ) -> TrainingResult:
     start = time.monotonic()
     _check_profile(profile_steps, 0, config)
-    trainer = Trainer(config, workdir)
-    with noted() as stop:
-        with contextlib.closing(trainer), _progress_bar(trainer) as bar:
-            _check_profile(profile_steps, trainer.step, config)
+    with contextlib.closing(Trainer(config, workdir)) as trainer:
+        _check_profile(profile_steps, trainer.step, config)
+        # Compiled before signals are noted: until then they end the process at once.
+        validate = Validation(trainer) if trainer.data.valid else None
+        with noted() as stop, _progress_bar(trainer) as bar:
             while True:
                 try:
-                    run_to_end(trainer, stop, bar, profile_steps)
+                    run_to_end(trainer, validate, stop, bar, profile_steps)
                     break
                 except DivergedError as error:
                     trainer.roll_back(error)
                     bar.n = trainer.step
-            step = trainer.step
-        if signal := trainer.agreed(stop.signal):
-            logger.warning(
-                "stopped by %s at step %d; the same command goes on from there", signal.name, step
-            )
-            return TrainingResult(workdir, step, signal)
+        step, signal = trainer.step, trainer.agreed(stop.signal)
+    if signal:
+        logger.warning(
+            "stopped by %s at step %d; the same command goes on from there", signal.name, step
+        )
+        return TrainingResult(workdir, step, signal)
     logger.info("trained to step %d in %.0f s", step, time.monotonic() - start)
     scores = score_test(config, workdir) if config.data.test else None
     return TrainingResult(workdir, step, scores=scores)
@@ -109,6 +110,7 @@ def _train(
 
 def run_to_end(
     trainer: Trainer,
+    validate: Validation | None,
     stop: Stop,
     bar: tqdm,
     profile_steps: tuple[int, int] | None = None,
@@ -120,7 +122,6 @@ def run_to_end(
     The order within a step matters: a restart from any checkpoint must continue to the bit.
     """
     training, progress, saved = trainer.config.training, trainer.progress, trainer.step
-    validate = Validation(trainer) if trainer.data.valid else None
     while True:
         step, score = trainer.step, None
         at_end = step >= training.num_steps
