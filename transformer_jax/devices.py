@@ -25,8 +25,10 @@ def check_devices() -> None:
         ) from None
 
 
-def parallel(step: Callable, *, donate_state: bool = False) -> Callable:
-    """Compiles step(state, batch), a per-device function, for all local devices.
+def parallel(
+    step: Callable, *, donate_state: bool = False, chips: list[jax.Device] | None = None
+) -> Callable:
+    """Compiles step(state, batch), a per-device function, for all devices there are, or others.
 
     The state goes in and all outputs come out as ordinary replicated arrays, without a
     device axis; the batch leads with one, as `place` gives it.
@@ -36,6 +38,7 @@ def parallel(step: Callable, *, donate_state: bool = False) -> Callable:
         axis_name=AXIS,
         in_axes=(None, 0),
         out_axes=None,
+        devices=chips,
         donate_argnums=0 if donate_state else (),
     )
 

@@ -39,9 +39,12 @@ def layout_of(config: Config) -> "DataParallel | Sharded":
     Raises:
       ValueError: the devices cannot be divided so, or the heads.
     """
-    if config.parallel.fsdp == config.parallel.tensor == 1 and not config.parallel.data:
-        return DataParallel()
-    return Sharded(config)
+    return DataParallel() if is_copied(config) else Sharded(config)
+
+
+def is_copied(config: Config) -> bool:
+    """Whether each device has a copy of the state, the default."""
+    return config.parallel.fsdp == config.parallel.tensor == 1 and not config.parallel.data
 
 
 class DataParallel:

@@ -38,6 +38,12 @@ def add_flags(parser: cli.Parser) -> None:
         "dry_run", False, "Describe data, batches and memory, run one step, leave no run behind."
     )
     parser.flag(
+        "target",
+        "",
+        "Machines that --dry_run compiles the step for, such as tpu:v5e:4x4 or gpu:h100:8.",
+        metavar="KIND:SIZE",
+    )
+    parser.flag(
         "profile_steps",
         None,
         "Steps to trace with jax.profiler into WORKDIR/profile.",
@@ -59,12 +65,14 @@ def add_flags(parser: cli.Parser) -> None:
 def run(flags: FlagValues) -> int:
     """Trains, or describes what would be trained."""
     config = cli.config_of(flags)
+    if flags.target and not flags.dry_run:
+        raise ValueError(f"--target={flags.target} needs --dry_run")
     if flags.dry_run:
         if flags.profile_steps:
             raise ValueError("--profile_steps and --dry_run do not go together")
         from transformer_jax.training.dry_run import dry_run
 
-        return dry_run(config, flags.workdir)
+        return dry_run(config, flags.workdir, flags.target)
     from transformer_jax import hosts
     from transformer_jax.training.loop import train
 

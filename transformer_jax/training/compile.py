@@ -52,15 +52,7 @@ class CompiledSteps:
     @property
     def bytes(self) -> int:
         """Memory a device needs for the largest of them, arguments and results included."""
-        stats = [compiled.memory_analysis() for compiled in self._compiled.values()]
-        return max(
-            x.argument_size_in_bytes
-            + x.output_size_in_bytes
-            - x.alias_size_in_bytes
-            + x.temp_size_in_bytes
-            + x.generated_code_size_in_bytes
-            for x in stats
-        )
+        return max(map(bytes_of, self._compiled.values()))
 
     def __call__(self, state: Any, placed: Batch) -> Any:
         """Runs the step on a batch from `devices.place`."""
@@ -69,6 +61,18 @@ class CompiledSteps:
         if must_block():
             jax.block_until_ready(result)
         return result
+
+
+def bytes_of(compiled: jax.stages.Compiled) -> int:
+    """Memory of a device that a program needs, arguments and results included."""
+    x = compiled.memory_analysis()
+    return (
+        x.argument_size_in_bytes
+        + x.output_size_in_bytes
+        - x.alias_size_in_bytes
+        + x.temp_size_in_bytes
+        + x.generated_code_size_in_bytes
+    )
 
 
 def largest_batch(

@@ -13,7 +13,8 @@ from transformer_jax.config import Config
 from transformer_jax.data.token_store import REASONS, Side, TokenStore
 from transformer_jax.devices import usable_memory
 from transformer_jax.storage import local_folder, removed
-from transformer_jax.training.run import check_owner
+from transformer_jax.training import targets
+from transformer_jax.training.run import check_owner, load_data
 from transformer_jax.training.trainer import Trainer
 
 # Shares beyond which something is likely to be wrong.
@@ -23,13 +24,22 @@ _FEW_CHARACTERS = 1.2  # a token
 _BLOCK = 1 << 24  # tokens counted at once
 
 
-def dry_run(config: Config, workdir: str | os.PathLike) -> int:
+def dry_run(config: Config, workdir: str | os.PathLike, target: str = "") -> int:
     """Prints what a run would be; leaves no run, only what the cache keeps. Returns 0.
+
+    Args:
+      config, workdir: of the run.
+      target: machines that its step is compiled for instead of made here, as in "tpu:v5e:4x4".
 
     Raises:
       ValueError, OSError: as training would.
     """
-    check_owner(local_folder(workdir), config)
+    config = check_owner(local_folder(workdir), config)
+    if target:
+        machines = targets.find_target(target)
+        for line in targets.describe(config, load_data(local_folder(workdir), config), machines):
+            print(line, flush=True)
+        return 0
     start = time.monotonic()
     with (
         tempfile.TemporaryDirectory() as folder,
