@@ -55,8 +55,8 @@ _USABLE = 0.92  # of the memory, beside what runtime and fragmentation take
 _COLLECTIVES = "all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute"
 _ITEM_BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4}
 
-# Or libtpu looks for a machine of Google's, and says that it finds none.
-_QUIET = {
+# Variables without which libtpu looks for a machine of Google's, and says that it finds none.
+ENVIRONMENT = {
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_ACCELERATOR_TYPE": "v4-8",
     "TPU_WORKER_HOSTNAMES": "localhost",
@@ -103,7 +103,7 @@ def find_target(name: str) -> Target:
     options: dict[str, str] = {"topology_name": f"{chip.compiler}:{size}"}
     if platform == "cuda":
         options = {"topology_name": "", "topology": f"1x1x{size}", "target_config": _config(chip)}
-    for variable, value in _QUIET.items():
+    for variable, value in ENVIRONMENT.items():
         os.environ.setdefault(variable, value)
     jax.config.update("jax_enable_compilation_cache", False)  # it needs the devices themselves
     try:
