@@ -9,7 +9,6 @@ import contextlib
 import logging
 import os
 import signal
-import socket
 import threading
 from collections.abc import Callable, Iterator
 from signal import Signals
@@ -45,7 +44,7 @@ class Stop:
 
 
 _stop: Stop | None = None  # of a run that saves before it ends
-_pipe: tuple[socket.socket, socket.socket] | None = None  # to a command's thread
+_pipe: tuple[int, int] | None = None  # to a command's thread
 _undo: list[Callable[[], None]] = []
 
 
@@ -58,10 +57,10 @@ def end_on_signals(status: int = 0) -> None:
     """
     global _pipe
     if _pipe is None:
-        _pipe = socket.socketpair()
-        _pipe[1].setblocking(False)
+        _pipe = os.pipe()
+        os.set_blocking(_pipe[1], False)
         threading.Thread(target=_watch, args=(_pipe[0], status), daemon=True).start()
-    signal.set_wakeup_fd(_pipe[1].fileno(), warn_on_full_buffer=False)
+    signal.set_wakeup_fd(_pipe[1], warn_on_full_buffer=False)
     for number in _obeyed():
         signal.signal(number, _leave_to_thread)
 
@@ -75,9 +74,9 @@ def _obeyed() -> list[Signals]:
     return [number for number in NUMBERS if signal.getsignal(number) != signal.SIG_IGN]
 
 
-def _watch(reader: socket.socket, status: int) -> None:
+def _watch(reader: int, status: int) -> None:
     while True:
-        number = reader.recv(1)[0]
+        number = os.read(reader, 1)[0]
         if number not in NUMBERS:
             continue
         if _stop and not _stop.signal:
