@@ -60,7 +60,7 @@ def losses(workdir) -> list[float]:
     return [line["loss"] for line in metrics(workdir) if "loss" in line]
 
 
-def test_two_processes_train_as_one_stop_together_and_one_goes_on(home, tmp_path):
+def test_two_processes_train_as_one_stop_together_and_go_on_as_a_mesh_and_as_one(home, tmp_path):
     test = f"--config.data.test=text:{home / 'corpus'}"
     with started(home, tmp_path / "one", test, count=1) as processes:
         assert ended(processes)[0] == 0
@@ -73,16 +73,20 @@ def test_two_processes_train_as_one_stop_together_and_one_goes_on(home, tmp_path
     assert status == os.EX_TEMPFAIL and "loss" not in quiet
     step = int(re.search(r"stopped by SIGUSR1 at step (\d+)", log)[1])
     assert str(step) in os.listdir(tmp_path / "two/checkpoints")
-    with started(
-        home, tmp_path / "two", test, f"--config.training.num_steps={max(step, 8)}"
-    ) as again:
-        status, log, _ = ended(again)
+    last, mesh = max(step, 8), ("--config.parallel.fsdp=2", "--config.parallel.tensor=2")
+    steps = f"--config.training.num_steps={last}"
+    with started(home, tmp_path / "two", test, steps, *mesh) as processes:
+        status, log, _ = ended(processes)
     assert status == 0 and f"resuming after step {step}" in log
     assert losses(tmp_path / "two")[:8] == pytest.approx(losses(tmp_path / "one"), rel=1e-5)
     scores = [json.loads((tmp_path / x / "test.json").read_text()) for x in ("one", "two")]
     assert scores[0]["sentences"] == scores[1]["sentences"] == 3
     if step <= 8:
         assert scores[0]["chrf"] == pytest.approx(scores[1]["chrf"])
+    steps = f"--config.training.num_steps={last + 2}"
+    with started(home, tmp_path / "two", steps, count=1) as processes:
+        assert ended(processes)[0] == 0
+    assert len(losses(tmp_path / "two")) == last + 2
 
 
 def test_what_fails_in_one_process_ends_all_with_one_sentence(home, tmp_path):
