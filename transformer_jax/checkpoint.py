@@ -22,6 +22,7 @@ import zlib
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
@@ -199,7 +200,7 @@ class Checkpoints:
         record["checksums"] = {name: checksums(item) for name, item in items.items()}
         record = json.loads(json.dumps(record))
         sealed = record | {"checksum": _checksum(record)}
-        exists = step in self.steps()
+        exists = step in hosts.gather(self.steps())[0]
         self._records[step], self._saving = record, step
         with self._failure_told():
             if exists:
@@ -267,12 +268,15 @@ class Checkpoints:
           FileNotFoundError: there is no such checkpoint, or no longer.
           OSError, MemoryError: reading failed, which says nothing of the checkpoint.
         """
-        trees = {"run": self.record(step)}
         arguments = {item: ocp.args.StandardRestore(flatten(tree)) for item, tree in like.items()}
         try:
-            with self._damage_told(step):
-                self._check_files(step, like)
-                restored = self._manager().restore(step, args=ocp.args.Composite(**arguments))
+            with _agreed():
+                trees = {"run": self.record(step)}
+                with self._damage_told(step):
+                    self._check_files(step, like)
+                    reader = self._reader() if jax.process_count() > 1 else self._manager()
+                    restored = reader.restore(step, args=ocp.args.Composite(**arguments))
+            with self._damage_told(step):  # of checksums, which all processes compute together
                 for item, tree in like.items():
                     arrays = restored[item]
                     saved, found = trees["run"]["checksums"][item], checksums(arrays)
@@ -283,6 +287,17 @@ class Checkpoints:
             self._check_model(step, like)
             raise
         return trees
+
+    def _reader(self) -> ocp.CheckpointManager:
+        """A manager of this process alone: where reading fails in one, none waits for it."""
+        own = jax.process_index()
+        alone = ocp.options.MultiprocessingOptions(
+            primary_host=own, active_processes={own}, barrier_sync_key_prefix=f"reader{own}"
+        )
+        options = ocp.CheckpointManagerOptions(
+            create=False, read_only=True, save_interval_steps=0, multiprocessing_options=alone
+        )
+        return ocp.CheckpointManager(self.folder, item_names=_ITEMS, options=options)
 
     def _check_model(self, step: int, like: dict[str, Any]) -> None:
         """ValueError where arrays have other names or shapes, which to Orbax is an error too."""
@@ -332,9 +347,12 @@ class Checkpoints:
         logger.warning("checkpoint %d is set aside, as %s", step, free.name)
         self._manager().reload()
 
-    def delete(self, step: int) -> None:
-        """Removes a checkpoint, as of a run that is rolled back beyond it."""
-        self._manager().delete(step)
+    def delete_irregular(self) -> None:
+        """Removes what only signals have saved since the last regular one, if there is such."""
+        steps = hosts.gather(self.steps())[0]
+        regular = [step for step in steps if self._known(step).get("regular", True)]
+        for step in steps[: steps.index(regular[0])] if regular else []:
+            self._manager().delete(step)
 
     def close(self) -> None:
         """Waits, and ends the background threads; raises nothing: `check_saved` does."""
@@ -346,6 +364,24 @@ class Checkpoints:
             if self._saving is not None:
                 reason = _machine_error(error) or error
                 logger.warning("checkpoint %d: %s: %s", self._saving, self.folder, reason)
+
+
+@contextlib.contextmanager
+def _agreed() -> Iterator[None]:
+    """Raises in all processes what one of them has met in the body, damage before all else."""
+    mine: Exception | None = None
+    try:
+        yield
+    except (ValueError, OSError, MemoryError) as error:
+        mine = error
+    met = dict(hosts.gather([type(mine).__name__, str(mine)]))
+    damage = met.get(DamagedError.__name__)
+    if mine and (not damage or isinstance(mine, DamagedError)):
+        raise mine
+    if damage:
+        raise DamagedError(damage)
+    if others := [what for name, what in met.items() if name != "NoneType"]:
+        raise OSError(f"in another process: {others[0]}")
 
 
 def _checksum(record: dict[str, Any]) -> int:

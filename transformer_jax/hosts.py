@@ -3,6 +3,7 @@
 A run of one process is the case in which nothing has to be agreed.
 """
 
+import atexit
 import contextlib
 import functools
 import importlib.util
@@ -57,6 +58,17 @@ def initialize(coordinator: str = "", num_processes: int = 0, process_id: int = 
     if not is_first():
         logging.getLogger("transformer_jax").setLevel(logging.WARNING)
     logger.info("%d processes, %d devices", jax.process_count(), jax.device_count())
+
+
+@contextlib.contextmanager
+def leaving_on_errors() -> Iterator[None]:
+    """Where the body fails, has the process end without waiting for the others, which may wait."""
+    try:
+        yield
+    except BaseException:
+        if jax.process_count() > 1:
+            atexit.register(os._exit, 1)  # before JAX's own, which waits
+        raise
 
 
 def _launched() -> bool:

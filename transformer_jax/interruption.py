@@ -79,10 +79,11 @@ def _watch(reader: int, status: int) -> None:
         number = os.read(reader, 1)[0]
         if number not in NUMBERS:
             continue
-        if _stop and not _stop.signal:
-            _stop.note(number)
+        stop = _stop
+        if stop and not stop.signal:
+            stop.note(number)
         else:
-            _end(Signals(number), 0 if _stop else status)
+            _end(Signals(number), 0 if stop else status)
 
 
 def _end(number: Signals, status: int) -> None:
@@ -91,7 +92,8 @@ def _end(number: Signals, status: int) -> None:
         with contextlib.suppress(Exception):
             undo()
     how = "; the same command goes on" if status else ""
-    os.write(2, f"\nstopped by {number.name}{how}\n".encode())
+    with contextlib.suppress(OSError):  # a terminal that is closed, a pipe that nobody reads
+        os.write(2, f"\nstopped by {number.name}{how}\n".encode())
     os._exit(status or 128 + number)
 
 
@@ -113,7 +115,7 @@ def noted() -> Iterator[Stop]:
     """
     global _stop
     stop, handlers = Stop(), {}
-    if signal.getsignal(signal.SIGTERM) is _leave_to_thread:
+    if any(signal.getsignal(number) is _leave_to_thread for number in NUMBERS):
         _stop = stop
     elif threading.current_thread() is threading.main_thread():
         handlers = {number: signal.signal(number, stop.note) for number in _obeyed()}

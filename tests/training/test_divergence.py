@@ -72,8 +72,15 @@ def test_too_many_are_rolled_back_and_left_out_also_over_a_restart(
     assert step == 4
     last = 4 if factor == 99 else 6  # the fifth alone, then the sixth; or both
     assert event.startswith(f"rolled back from step {last}, whose batches since are left out: ")
-    for config.training.num_steps in (5, 8):
-        assert loop.train(config, tmp_path / "parts").status == 0
+    stopped = Trainer(config, tmp_path / "parts")  # as by a signal, after a step or two of them
+    for _ in range(3):
+        stopped.advance()
+    stopped.save()
+    for _ in range(1 if factor == 99 else 2):
+        stopped.advance()
+    stopped.save(regular=False)
+    stopped.close()
+    assert loop.train(config, tmp_path / "parts").status == 0
     parts, whole = (Trainer(config, tmp_path / name) for name in ("parts", "whole"))
     assert whole.progress == parts.progress and whole.progress.offset == 3
     assert whole.progress.rollbacks == (2 if factor == 99 else 1)
@@ -81,6 +88,16 @@ def test_too_many_are_rolled_back_and_left_out_also_over_a_restart(
         np.testing.assert_array_equal(a, b)
     whole.close()
     parts.close()
+
+
+def test_a_finished_checkpoint_is_never_deleted(spoil, tmp_path):
+    """Also where intervals have changed since, so that no checkpoint is of the new ones."""
+    spoil([8, 9], np.nan)
+    config = tiny_config(7, training={"save_every": 3, "keep_checkpoints": 1, "max_skipped": 1})
+    assert loop.train(config, tmp_path).status == 0
+    config.training.num_steps, config.training.save_every = 12, 5
+    assert loop.train(config, tmp_path).status == 0
+    assert events(tmp_path)[-1][0] == 8  # after the seventh
 
 
 def test_a_run_that_always_diverges_ends_and_says_what_may_help(tmp_path, monkeypatch):

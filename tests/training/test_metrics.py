@@ -37,7 +37,7 @@ def test_means_are_over_tokens_and_fill_over_places():
 
 
 def test_means_of_nothing_and_of_a_huge_loss_are_finite():
-    assert means(sums(0, cross_entropy=0.0, places=0.0))["perplexity"] == 1.0
+    assert math.isnan(means(sums(0, cross_entropy=0.0, places=0.0))["perplexity"])  # null in JSON
     assert math.isfinite(means(sums(1, cross_entropy=1e6))["perplexity"])
 
 
@@ -51,7 +51,7 @@ def test_a_report_weighs_steps_by_their_tokens_and_begins_anew():
     assert report["target_tokens_per_s"] > 0 and report["seconds_per_step"] > 0
     meter.add(sums(2, loss=8.0))
     assert meter.report()["loss"] == 4.0
-    assert meter.report()["loss"] == 0.0
+    assert math.isnan(meter.report()["loss"])
 
 
 def test_waiting_for_data_is_a_mean_over_the_steps_of_a_report():

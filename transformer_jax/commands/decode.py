@@ -251,7 +251,9 @@ def _opened_shard(flags: FlagValues, translator, options) -> Iterator[tuple[Bina
     from transformer_jax.data.text_files import open_text, raw_lines
     from transformer_jax.decoding import shards
 
-    settings = [(name, flags[name].value) for name in sorted(cli.given(flags))]
+    files = {"input", "output", "prefix_file", "workdir"}  # by what they are, not by name
+    settings = [(name, flags[name].value) for name in sorted(cli.given(flags) - files)]
+    settings.append(repr(translator.resolved(options)))
     names = filter(None, (flags.input, flags.prefix_file))
     states = [(x.st_size, x.st_mtime_ns) for x in map(os.stat, names)]
     if flags.corpus:

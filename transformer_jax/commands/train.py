@@ -77,7 +77,8 @@ def run(flags: FlagValues) -> int:
     from transformer_jax.training.loop import train
 
     hosts.initialize(flags.coordinator, flags.num_processes, flags.process_id)
-    result = train(config, flags.workdir, flags.profile_steps)
+    with hosts.leaving_on_errors():
+        result = train(config, flags.workdir, flags.profile_steps)
     if not result.status and hosts.is_first():
         command = shlex.join([*_command("decode"), f"--workdir={flags.workdir}"])
         print(f"To translate: {command} < FILE   (a sentence a line)", flush=True)

@@ -59,7 +59,8 @@ def was_updated(
     progress.skipped = 0
     loss = float(metrics["loss"]) / max(float(metrics["tokens"]), 1.0)
     progress.weighted_loss = _SMOOTHING * progress.weighted_loss + (1 - _SMOOTHING) * loss
-    smoothed = progress.weighted_loss / (1 - _SMOOTHING**step)
+    progress.weight = _SMOOTHING * progress.weight + 1 - _SMOOTHING
+    smoothed = progress.weighted_loss / progress.weight
     progress.lowest_loss = min(smoothed, progress.lowest_loss or smoothed)
     ratio = smoothed / max(progress.lowest_loss, 1e-9)
     if 0 < training.max_loss_ratio < ratio:

@@ -152,6 +152,7 @@ def run_to_end(
             saved = step
         if stops:
             trainer.checkpoints.check_saved()
+            trainer.agree(stop.signal)  # on one that came meanwhile
             if out_of_patience and not at_end:
                 logger.info("no better validation in %d evaluations: stopping", waited)
             return
@@ -233,8 +234,9 @@ def score_test(config: Config, workdir: pathlib.Path) -> dict[str, Any]:
     """Scores the best checkpoint on the test corpus; writes the scores and prints samples."""
     data = config.data
     languages = data.source_language, data.target_language
-    test = parse_corpora(data.test, *languages, language_tags=data.language_tags)
-    corpora = [(corpus, list(corpus)) for corpus in test]
+    with hosts.together():
+        test = parse_corpora(data.test, *languages, language_tags=data.language_tags)
+        corpora = [(corpus, list(corpus)) for corpus in test]
     scores, translations = score_translator(Translator.from_workdir(workdir), corpora)
     if not hosts.is_first():
         return scores

@@ -68,7 +68,7 @@ class Meter:
 
 def means(sums: dict[str, float]) -> dict[str, float]:
     """Loss (nats a token, smoothed), perplexity, accuracy, probability, packing efficiency."""
-    tokens = max(sums["tokens"], 1.0)
+    tokens = sums["tokens"] or math.nan  # where no update was made
     cross_entropy = sums["cross_entropy"] / tokens
     return {
         "loss": sums["loss"] / tokens,

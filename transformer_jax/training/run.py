@@ -171,6 +171,7 @@ class Progress:
     rollbacks: int = 0
     skipped: int = 0  # updates in a row without a finite gradient
     weighted_loss: float = 0.0  # mean of the losses so far, later ones weighing more
+    weight: float = 0.0  # of all of them
     lowest_loss: float = 0.0  # that it has had
 
     def to_json(self) -> dict[str, Any]:

@@ -213,14 +213,14 @@ class Trainer:
     def roll_back(self, error: DivergedError) -> None:
         """Goes back to the last checkpoint, or to the start, and leaves out the batches since.
 
-        Only to one of those saved every so often, so that an earlier stop makes no difference.
+        Not to one that only a signal has caused, so that an earlier stop makes no difference.
 
         Raises:
           DivergedError: it has done so as often as the config allows.
         """
         training, before = self.config.training, self.progress
         self.checkpoints.wait()
-        if before.rollbacks == training.max_rollbacks:
+        if before.rollbacks >= training.max_rollbacks:
             last = next(iter(self.checkpoints.steps()), None)
             kept = "nothing was saved" if last is None else f"the checkpoint of step {last} is kept"
             raise DivergedError(
@@ -231,13 +231,11 @@ class Trainer:
             ) from error
         self._prefetcher.close()
         self.log.close()
-        for step in self.checkpoints.steps():
-            if step % training.save_every == 0:
-                break
-            self.checkpoints.delete(step)
+        self.checkpoints.delete_irregular()
         self._restore()
         self.progress.offset = before.offset + error.step - self.step
         self.progress.rollbacks = before.rollbacks + 1
+        self.progress.tokens_per_batch = before.tokens_per_batch
         self._prefetcher = Prefetcher(self._placed_batch, self.step)
         self.log = MetricLog(self.workdir, self.step, self.progress.evaluated)
         what = f"rolled back from step {error.step}, whose batches since are left out: {error}"
