@@ -88,7 +88,7 @@ def measure(workdirs: list[str], length: int, model_dim: int, vocab_size: int = 
     trained = {}
     for workdir in workdirs:
         translator = Translator.from_workdir(workdir)
-        (graphdef,), (params,) = translator.models
+        (graphdef,), (params,) = translator.models.graphdefs, translator.models.params
         trained[pathlib.Path(workdir).name] = gradient_by_distance(
             graphdef, params, len(translator.vocabulary), length=length
         )

@@ -14,7 +14,7 @@ from transformer_jax.training.step import batch_sums
 @functools.cache
 def compiled_gradient(remat: str):
     """The gradient of the loss on a batch, compiled, and the parameters."""
-    fields = {"num_layers": 2, "feed_forward_dim": 64, "dropout_rate": 0.2}
+    fields = {"num_layers": 1, "feed_forward_dim": 64, "dropout_rate": 0.2}
     graphdef, params = model_parts(remat=remat, **fields)
     batch, key = random_batch(0, rows=32, length=60), jax.random.key(0, impl="rbg")
 
