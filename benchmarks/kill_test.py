@@ -73,7 +73,7 @@ SIGNALS = [
 # 75: stopped by a signal; negative: by SIGKILL; 128 + signal: by a second one. In several processes
 # those that are left end as they may. The interpreter's first moments are not ours: -SIGTERM.
 EXPECTED = {0, os.EX_TEMPFAIL, -signal.SIGKILL, 128 + signal.SIGTERM}
-_SPEEDS = re.compile(r"_s$|_s_|seconds|_per_s")
+_SPEEDS = re.compile(r"_s$|_s_|seconds|_per_s|mfu|peak_memory")
 
 
 class Run:

@@ -8,6 +8,7 @@ import random
 import re
 import shlex
 import signal
+import subprocess
 import sys
 import time
 
@@ -54,6 +55,11 @@ def test_a_report_says_how_the_batches_were(trained):
     line = metrics(workdir)[0]
     assert float(told[1]) == pytest.approx(line["loss"], abs=0.001) and len(told[0]) <= 100
     assert line["data_wait_s_per_step"] >= 0 and line["seconds_left"] > 0
+    assert line["model_flops_per_s"] > 0 and line["compile_seconds"] > 0
+    assert not {"mfu", "peak_memory_bytes"} & line.keys()  # which nobody knows of a CPU
+    assert re.search(
+        r"^compiled in [\d.]+ s: a step needs [\d.]+ GiB", process.stderr, re.MULTILINE
+    )
     assert 0.7 < line["fill"] <= 1 and 0 < line["epochs"][0] < 1
     counts = (
         r"training corpus numbers:train, en-de: 300 pairs, [\d,]+ source and [\d,]+ target tokens"
@@ -90,6 +96,18 @@ def test_sigterm_saves_and_the_next_start_goes_on(home):
     assert again.returncode == 0 and f"resuming after step {step}" in again.stderr
     steps = [line["step"] for line in metrics(workdir) if "loss" in line]
     assert steps == sorted({*range(2, step + 5, 2), step + 4})  # the last, even or odd
+
+
+def test_training_goes_on_where_nobody_reads_what_it_prints(home):
+    """As with 2>&1 | head; the bar, the log and the scores of the test have nowhere to go."""
+    command = ["train.py", f"--config={home / 'tiny.py'}", f"--workdir={home / 'unread'}"]
+    command.append(f"--config.data.test=text:{home / 'corpus'}")
+    with start(home, *command, stderr=subprocess.STDOUT) as process:
+        assert process.stdout.readline()
+        process.stdout.close()
+        assert process.wait(120) == 0
+    assert (home / "unread" / "checkpoints" / "6").is_dir()
+    assert (home / "unread" / "test.json").exists()
 
 
 TRAIN = ("train", "--config={home}/tiny.py", "--workdir={home}/new")

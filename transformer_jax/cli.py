@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import difflib
 import functools
+import io
 import itertools
 import logging
 import os
@@ -197,6 +198,7 @@ def run(command: Callable[[], int | None]) -> NoReturn:
     if sys.stderr is None:  # closed: what is for it must not come out among the answers
         sys.stderr = os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
     escape_unprintable()
+    go_on_unread("stderr")
     log_to_stderr()
     try:
         status = command()
@@ -241,6 +243,27 @@ def escape_unprintable() -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a notebook's has not, nor one that is closed
             stream.reconfigure(errors="backslashreplace")
+
+
+def go_on_unread(name: str) -> None:
+    """What sys.stdout or sys.stderr cannot write is lost from now on, and no error.
+
+    As where the reader of a pipe has left, or the disk of a log is full.
+    """
+    stream = getattr(sys, name)
+    if stream is None or stream is not getattr(sys, f"__{name}__"):  # a notebook's, a test's
+        return
+    raw = io.BufferedWriter(_Unread(stream.fileno(), "w", closefd=False))
+    options = {"encoding": stream.encoding, "errors": stream.errors}
+    setattr(sys, name, io.TextIOWrapper(raw, line_buffering=stream.line_buffering, **options))
+
+
+class _Unread(io.FileIO):
+    def write(self, data: Any) -> int | None:
+        try:
+            return super().write(data)
+        except OSError:
+            return len(data)
 
 
 def cache_compilations() -> None:

@@ -110,6 +110,12 @@ def usable_memory() -> int:
     return int(_USABLE * available / jax.local_device_count())
 
 
+def peak_memory() -> int | None:
+    """The most bytes that any local device has had in use; None where it is not counted."""
+    peaks = [(x.memory_stats() or {}).get("peak_bytes_in_use") for x in jax.local_devices()]
+    return None if None in peaks else max(peaks)
+
+
 def replicated() -> NamedSharding:
     """The sharding of a state that every device has a copy of, as a step gives it back."""
     return NamedSharding(_mesh(), PartitionSpec())

@@ -10,6 +10,7 @@ from builders import tiny_config
 
 from transformer_jax.training import loop, step
 from transformer_jax.training.divergence import DivergedError
+from transformer_jax.training.optimizer import learning_rate_schedule
 from transformer_jax.training.trainer import Trainer
 
 
@@ -58,6 +59,10 @@ def test_an_update_that_is_not_finite_changes_nothing_and_is_told(spoil, tmp_pat
     assert not np.array_equal(*changed)
     (event,) = events(tmp_path / "run")
     assert event == (4, "no update, as the loss or its gradient is not finite")
+    *_, report = map(json.loads, (tmp_path / "run/metrics.jsonl").read_text().splitlines())
+    optimizer = trainer.config.optimizer
+    used = learning_rate_schedule(optimizer, model_dim=8, num_steps=6)(4)  # the fifth update
+    assert report["step"] == 6 and report["learning_rate"] == pytest.approx(float(used))
 
 
 @pytest.mark.parametrize(("factor", "setting"), [(np.nan, "max_skipped"), (99, "max_loss_ratio")])

@@ -73,9 +73,8 @@ def test_resumed_sums_report_what_an_uninterrupted_run_does():
     resumed = Meter(json.loads(json.dumps(before.sums)))
     for meter in (whole, resumed):
         meter.add(sums(3, loss=2.0))
-    speeds = ("target_tokens_per_s", "seconds_per_step", "data_wait_s_per_step")
     one, other = (
-        {k: v for k, v in m.report().items() if k not in speeds} for m in (whole, resumed)
+        {k: v for k, v in m.report().items() if "_per_s" not in k} for m in (whole, resumed)
     )
     assert one == other
     assert before.sums["loss"] == 10.0
@@ -89,9 +88,12 @@ def test_the_clock_counts_training_alone(monkeypatch):
         now[0] += seconds
         change()
     now[0] += 3
-    meter.add(sums(20))
+    meter.add(sums(20), flops=100.0)
     report = meter.report()
     assert report["seconds_per_step"] == 5.0 and report["target_tokens_per_s"] == 4.0
+    assert report["model_flops_per_s"] == 20.0
+    meter.add(sums(20))
+    assert meter.report()["model_flops_per_s"] == 0.0
 
 
 @pytest.mark.usefixtures("no_tensorboard")
@@ -176,6 +178,7 @@ def test_a_line_of_a_report_fits_a_terminal_and_tells_which_value_is_smoothed():
     assert report_line(600, report, False).startswith("step 600: loss 1.234, perplexity 1.08")
     large = {"loss": 30.1234, "perplexity": 1e13, "accuracy": 1.0, "target_tokens_per_s": 1e8}
     assert len(report_line(1_000_000, report | large, True)) <= 100
+    assert report_line(600, report | {"mfu": 0.382}, True).endswith(" 9.72k tokens/s, MFU 38%")
     assert "perplexity 1.01e+304," in report_line(1, report | {"perplexity": math.exp(700)}, True)
 
 

@@ -120,8 +120,8 @@ def test_rows_that_devices_do_not_divide_are_filled_with_empty_ones():
     whole = jax.tree.map(jnp.asarray, six)
     graph_sums = jax.jit(
         lambda params: make_train_step(
-            graphdef, optax.sgd(0.0), lambda _: 0.0, seed=0, smoothing=0.1, **ONE_PROGRAM
-        )(TrainState(jnp.int32(0), params, optax.sgd(0.0).init(params)), whole)[1]
+            graphdef, optax.adam(0.0), lambda _: 0.0, seed=0, smoothing=0.1, **ONE_PROGRAM
+        )(TrainState(jnp.int32(0), params, optax.adam(0.0).init(params)), whole)[1]
     )(params)
     np.testing.assert_allclose(sums.loss, graph_sums["loss"], rtol=1e-5)
     assert float(sums.tokens) == float(graph_sums["tokens"])

@@ -9,8 +9,9 @@ from builders import tiny_config
 from transformer_jax.config import ParallelConfig
 from transformer_jax.data.datasets import load_data
 from transformer_jax.training import targets
+from transformer_jax.training.chips import CHIPS
 from transformer_jax.training.dry_run import dry_run
-from transformer_jax.training.targets import CHIPS, Target, collectives, describe, find_target
+from transformer_jax.training.targets import Target, collectives, describe, find_target
 
 TEXT = """
   %all-reduce.1 = (f32[2,3]{1,0}, bf16[4]{0}) all-reduce(%a, %b), channel_id=1

@@ -28,6 +28,7 @@ from transformer_jax.interruption import Stop, noted
 from transformer_jax.training import loop, validation
 from transformer_jax.training import trainer as trainer_module
 from transformer_jax.training.divergence import DivergedError
+from transformer_jax.training.flops import step_flops
 from transformer_jax.training.run import Progress, log_schedule_change
 from transformer_jax.training.trainer import Trainer
 from transformer_jax.training.validation import LossEvaluator, Validation, rank
@@ -44,8 +45,8 @@ def run(config: Config, workdir: pathlib.Path, updates: int) -> Trainer:
 
 def reports(workdir: pathlib.Path) -> list[dict]:
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    speeds = ("target_tokens_per_s", "seconds_per_step", "data_wait_s_per_step", "seconds_left")
-    return [{k: v for k, v in line.items() if k not in speeds} for line in lines]
+    times = "_per_s", "seconds_left", "compile_seconds"
+    return [{k: v for k, v in x.items() if not any(map(k.__contains__, times))} for x in lines]
 
 
 def assert_equal_to_the_bit(one: Trainer, other: Trainer) -> None:
@@ -96,8 +97,10 @@ def test_segmentations_are_drawn_anew_in_each_epoch(tmp_path):
         assert (first == second) == (alpha == 0)
 
 
-def test_epochs_of_each_corpus_are_told_with_the_share_of_real_tokens(tmp_path):
+def test_epochs_of_each_corpus_are_told_with_the_share_of_real_tokens(tmp_path, monkeypatch):
     config = tiny_config(data=MIXTURE | {"tokens_per_batch": 544})
+    monkeypatch.setattr(trainer_module, "peak_flops", lambda: 1e9)
+    monkeypatch.setattr(trainer_module, "peak_memory", lambda: 7)
     trainer = run(config, tmp_path, 6)
     batches = [trainer.batches.batch_at(step) for step in range(6)]
     pairs = sum(int(batch.target.segments.max(axis=1).sum()) for batch in batches)
@@ -110,6 +113,12 @@ def test_epochs_of_each_corpus_are_told_with_the_share_of_real_tokens(tmp_path):
     places = sum(x.segments.size for batch in batches[4:] for x in batch[:2])
     assert len(batches[0].labels) % jax.local_device_count() == 0  # or empty rows are added
     assert report["fill"] == pytest.approx(real / places)
+    flops_of = step_flops(config.model, trainer.state.params)
+    _, row = trainer.batches.shapes[0]
+    flops = sum(flops_of(*[(x.segments > 0).sum() for x in b[:2]], row) for b in batches[4:])
+    *_, line = map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
+    assert line["mfu"] * 1e9 * line["seconds_per_step"] * 2 == pytest.approx(flops)
+    assert line["peak_memory_bytes"] == 7
 
 
 def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, caplog):

@@ -76,6 +76,7 @@ def run(flags: FlagValues) -> int:
     from transformer_jax import hosts
     from transformer_jax.training.loop import train
 
+    cli.go_on_unread("stdout")
     hosts.initialize(flags.coordinator, flags.num_processes, flags.process_id)
     with hosts.leaving_on_errors():
         result = train(config, flags.workdir, flags.profile_steps)

@@ -21,6 +21,7 @@ from transformer_jax.checkpoint import quiet_orbax
 from transformer_jax.config import Config
 from transformer_jax.data.corpora import parse_corpora
 from transformer_jax.decoding.translator import Translator
+from transformer_jax.devices import peak_memory
 from transformer_jax.evaluation import score_translator, summary
 from transformer_jax.interruption import Interrupted, Stop, noted
 from transformer_jax.storage import atomic_write, local_folder
@@ -103,7 +104,8 @@ def _train(
             "stopped by %s at step %d; the same command goes on from there", signal.name, step
         )
         return TrainingResult(workdir, step, signal)
-    logger.info("trained to step %d in %.0f s", step, time.monotonic() - start)
+    memory = f", at most {peak / 2**30:.2f} GiB of a device" if (peak := peak_memory()) else ""
+    logger.info("trained to step %d in %.0f s%s", step, time.monotonic() - start, memory)
     scores = score_test(config, workdir) if config.data.test else None
     return TrainingResult(workdir, step, scores=scores)
 

@@ -27,8 +27,11 @@ class Meter:
 
     def __init__(self, sums: dict[str, float] | None = None):
         self.sums = dict(sums or dict.fromkeys(Sums._fields, 0.0))
-        self._seconds, self._tokens, self._steps, self._waited = 0.0, 0.0, 0, 0.0
+        self._reset()
         self._since: float | None = None
+
+    def _reset(self) -> None:
+        self._seconds, self._waited, self._tokens, self._flops, self._steps = 0.0, 0.0, 0.0, 0.0, 0
 
     def start_clock(self) -> None:
         """Resumes the clock (no-op if running)."""
@@ -45,11 +48,12 @@ class Meter:
         """Adds the seconds that a step waited for its batch."""
         self._waited += seconds
 
-    def add(self, metrics: dict[str, Any]) -> None:
-        """Adds the sums of one step."""
+    def add(self, metrics: dict[str, Any], flops: float = 0.0) -> None:
+        """Adds the sums of one step, and its model FLOPs."""
         for name in self.sums:
             self.sums[name] += float(metrics[name])
         self._tokens += float(metrics["tokens"])
+        self._flops += flops
         self._steps += 1
 
     def report(self) -> dict[str, float]:
@@ -58,11 +62,12 @@ class Meter:
         self.start_clock()
         report = means(self.sums) | {
             "target_tokens_per_s": self._tokens / max(self._seconds, 1e-9),
+            "model_flops_per_s": self._flops / max(self._seconds, 1e-9),
             "seconds_per_step": self._seconds / max(self._steps, 1),
             "data_wait_s_per_step": self._waited / max(self._steps, 1),
         }
         self.sums = dict.fromkeys(self.sums, 0.0)
-        self._seconds, self._tokens, self._steps, self._waited = 0.0, 0.0, 0, 0.0
+        self._reset()
         return report
 
 
@@ -80,12 +85,13 @@ def means(sums: dict[str, float]) -> dict[str, float]:
 
 
 def report_line(step: int, report: dict[str, Any], smoothed: bool) -> str:
-    """A report in at most 100 columns; `smoothed` says whether its loss is."""
+    """A report in at most 100 columns, 105 with MFU; `smoothed` says whether its loss is."""
+    utilisation = f", MFU {report['mfu']:.0%}" if "mfu" in report else ""
     return (
         f"step {step}: {'smoothed ' if smoothed else ''}loss {report['loss']:.3f}, perplexity "
         f"{report['perplexity']:.3g}, accuracy {report['accuracy']:.1%}, lr "
         f"{report['learning_rate']:.1e}, {tqdm.format_sizeof(report['target_tokens_per_s'])} "
-        "tokens/s"
+        f"tokens/s{utilisation}"
     )
 
 

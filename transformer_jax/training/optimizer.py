@@ -1,5 +1,6 @@
 """Adam with the paper's schedule, or with linear warm-up and cosine decay, from optax."""
 
+import jax
 import jax.numpy as jnp
 import optax
 
@@ -43,3 +44,8 @@ def make_optimizer(
     if not config.clip_norm:
         return adam
     return optax.chain(optax.clip_by_global_norm(config.clip_norm), adam)
+
+
+def updates_made(opt_state: optax.OptState) -> jax.Array:
+    """The updates in an optimiser's state, which those that were skipped are not among."""
+    return optax.tree_utils.tree_get_all_with_path(opt_state, "count")[0][1]

@@ -15,6 +15,7 @@ from flax import nnx
 from transformer_jax.data.batches import Batch
 from transformer_jax.devices import AXIS
 from transformer_jax.training.loss import Sums, smoothed_cross_entropy
+from transformer_jax.training.optimizer import updates_made
 
 
 class TrainState(NamedTuple):
@@ -113,7 +114,7 @@ def make_train_step(
         metrics = if_finite(sums, jax.tree.map(jnp.zeros_like, sums))._asdict() | {
             "skipped": 1 - is_finite.astype(jnp.int32),
             "gradient_norm": norm,
-            "learning_rate": schedule(state.step),
+            "learning_rate": schedule(updates_made(state.opt_state)),
         }
         ema = state.ema and optax.incremental_update(params, state.ema, 1 - ema_decay)
         kept = if_finite((params, opt_state, ema), state[1:])

@@ -25,32 +25,12 @@ from transformer_jax.data.datasets import RunData, training_batches
 from transformer_jax.heartbeat import heartbeat
 from transformer_jax.model.build import abstract_model
 from transformer_jax.sharding import ROWS, Sharded, is_copied
+from transformer_jax.training.chips import CHIPS, Chip
 from transformer_jax.training.compile import bytes_of
+from transformer_jax.training.flops import step_flops
 from transformer_jax.training.optimizer import learning_rate_schedule, make_optimizer
 from transformer_jax.training.step import TrainState, make_train_step
 
-
-class Chip(NamedTuple):
-    """An accelerator, by its maker's public description."""
-
-    memory: float  # bytes
-    flops: float  # a second, dense, bfloat16
-    bandwidth: float  # bytes a second, of its memory
-    links: float  # bytes a second to other chips, in one direction, all links
-    compiler: str  # its name for XLA: of a TPU's topology, or compute capability and cores
-
-
-# Cloud TPU documentation, "System architecture"; NVIDIA's data sheets of the SXM cards.
-CHIPS = {
-    "tpu:v4": Chip(32e9, 275e12, 1.228e12, 300e9, "v4"),
-    "tpu:v5e": Chip(16e9, 197e12, 0.819e12, 200e9, "v5e"),
-    "tpu:v5p": Chip(95e9, 459e12, 2.765e12, 600e9, "v5"),
-    "tpu:v6e": Chip(32e9, 918e12, 1.640e12, 448e9, "v6e"),
-    "gpu:a100-80": Chip(80e9, 312e12, 2.039e12, 300e9, "8.0 108"),
-    "gpu:h100": Chip(80e9, 989e12, 3.352e12, 450e9, "9.0 132"),
-    "gpu:h200": Chip(141e9, 989e12, 4.8e12, 450e9, "9.0 132"),
-    "gpu:b200": Chip(180e9, 2250e12, 8e12, 900e9, "10.0 148"),
-}
 _USABLE = 0.92  # of the memory, beside what runtime and fragmentation take
 _COLLECTIVES = "all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute"
 _ITEM_BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4}
@@ -172,7 +152,8 @@ def _speeds(compiled, config: Config, data: RunData, tokens: int, target: Target
     share = target.num_chips / count
     cost = compiled.cost_analysis() or {}
     cost = cost[0] if isinstance(cost, list) else cost
-    flops = cost.get("flops") or _model_flops(config, data, tokens) / count
+    # XLA counts a scanned layer once, and nothing of a kernel.
+    flops = max(cost.get("flops", 0.0), _model_flops(config, data, tokens) / count)
     times = {"computing": flops / (chip.flops * share)}
     line = f"a step of a device: {flops / 1e12:.2f} TFLOP"
     if moved := cost.get("bytes accessed"):
@@ -194,9 +175,11 @@ def _speeds(compiled, config: Config, data: RunData, tokens: int, target: Target
 
 
 def _model_flops(config: Config, data: RunData, tokens: int) -> float:
-    """6 times parameters times tokens: of the products alone (Kaplan et al. 2020)."""
+    """`step_flops` of the longest rows, without padding."""
     _, shapes = abstract_model(config.model, len(data.vocabulary))
-    return 6.0 * sum(x.size for x in jax.tree.leaves(shapes)) * tokens
+    batch_shapes = training_batches(config, data)(tokens).shapes
+    rows, row = max(batch_shapes, key=lambda shape: max(shape[1]))
+    return step_flops(config.model, shapes)(rows * row.source, rows * row.target, row)
 
 
 def collectives(text: str) -> dict[str, tuple[int, int]]:

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import logging
 import os
+import time
 from signal import Signals
 from typing import Any
 
@@ -14,14 +15,17 @@ from transformer_jax.checkpoint import Checkpoints
 from transformer_jax.config import Config
 from transformer_jax.data.batches import Batch, Batches
 from transformer_jax.data.datasets import training_batches
+from transformer_jax.data.packing import Shape
 from transformer_jax.decoding.engine import Models
 from transformer_jax.decoding.translator import Translator
-from transformer_jax.devices import check_devices, usable_memory
+from transformer_jax.devices import check_devices, peak_memory, usable_memory
 from transformer_jax.model.build import abstract_model
 from transformer_jax.sharding import layout_of
 from transformer_jax.storage import local_folder
+from transformer_jax.training.chips import peak_flops
 from transformer_jax.training.compile import CompiledSteps, largest_batch
 from transformer_jax.training.divergence import DivergedError, all_finite, was_updated
+from transformer_jax.training.flops import step_flops
 from transformer_jax.training.metrics import Meter, MetricLog
 from transformer_jax.training.optimizer import learning_rate_schedule, make_optimizer
 from transformer_jax.training.prefetch import Prefetcher
@@ -89,6 +93,7 @@ class Trainer:
         )
         self._optimizer = optimizer = make_optimizer(config.optimizer, schedule)
         self._restore()
+        self._flops = step_flops(config.model, self.state.params)
         if self.step:
             log_schedule_change(self.workdir, config, schedule, self.step)
         train_step = make_train_step(
@@ -101,9 +106,13 @@ class Trainer:
             ema_decay=config.optimizer.ema_decay,
             **self.layout.hooks,
         )
+        start = time.monotonic()
         self.batches, self.compiled = self._compile(
             self.layout.parallel(train_step, donate_state=True)
         )
+        self._compile_seconds = time.monotonic() - start
+        need = self.compiled.bytes / 2**30
+        logger.info("compiled in %.1f s: a step needs %.2f GiB", self._compile_seconds, need)
         allocator.keep_freed_memory(logging.INFO)
         self._prefetcher = Prefetcher(self._placed_batch, self.step)
 
@@ -114,7 +123,7 @@ class Trainer:
         )
         self.step = int(self.state.step)
         self.meter = Meter(self.progress.sums)
-        self._unread: tuple[int, dict] | None = None  # metrics of the update under way
+        self._unread: tuple[int, Shape, dict] | None = None  # of the update under way
         self._unreported: tuple[int, dict] | None = None
 
     def _compile(self, step: Any) -> tuple[Batches, CompiledSteps]:
@@ -160,7 +169,8 @@ class Trainer:
         self.meter.add_wait(seconds)
         self.state, metrics = self.compiled(self.state, batch)
         metrics["signal"] = hosts.largest(signal or 0)
-        before, self._unread = self._unread, (self.step + 1, metrics)
+        row = Shape(batch.source.ids.shape[-1], batch.labels.shape[-1])
+        before, self._unread = self._unread, (self.step + 1, row, metrics)
         self.step += 1
         return self._read(before)
 
@@ -178,15 +188,16 @@ class Trainer:
         before, self._unread = self._unread, None
         return self._read(before)
 
-    def _read(self, unread: tuple[int, dict] | None) -> dict[str, float] | None:
+    def _read(self, unread: tuple[int, Shape, dict] | None) -> dict[str, float] | None:
         if unread is None:
             return None
-        step, metrics = unread[0], jax.device_get(unread[1])
+        step, row, metrics = *unread[:2], jax.device_get(unread[2])
         if number := int(metrics.pop("signal")):
             self._signal = Signals(number)
         if not was_updated(self.progress, step, metrics, self.config.training):
             self._event(step, "no update, as the loss or its gradient is not finite")
-        self.meter.add(metrics)
+        target = float(metrics["tokens"])
+        self.meter.add(metrics, self._flops(float(metrics["filled"]) - target, target, row))
         self._unreported = step, metrics
         training = self.config.training
         due = step % training.log_every == 0 or step == training.num_steps
@@ -203,6 +214,11 @@ class Trainer:
         left = self.config.training.num_steps - step
         report["epochs"] = (step / self.batches.steps_per_epoch).tolist()
         report["seconds_left"] = left * report["seconds_per_step"]
+        report["compile_seconds"] = self._compile_seconds
+        if peak := peak_flops():
+            report["mfu"] = report["model_flops_per_s"] / peak
+        if memory := peak_memory():
+            report["peak_memory_bytes"] = memory
         self.log.write(step, report)
         return {"step": step} | report
 
