@@ -55,7 +55,7 @@ def measure() -> dict:
     devices = jax.local_device_count()
     decode = functools.partial(
         translate,
-        Models((graphdef,), (replicate(params),)),
+        Models((graphdef,), (replicate(params),)).unstacked(),
         sentences,
         SearchOptions(
             beam_size=_BEAM.value,

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from absl import app, flags
 from flax import nnx
 
-from transformer_jax.model.attention import MultiHeadAttention
+from transformer_jax.model.attention import SelfAttention
 from transformer_jax.model.cells import initializers, make_cell, scan_cell
 
 _LENGTHS = flags.DEFINE_list("lengths", "32,64,128,256,512,1024,2048".split(","), "n, at d=128.")
@@ -46,9 +46,9 @@ def layer_costs(lengths: Sequence[int], widths: Sequence[int], repeats: int) -> 
 def _self_attention(d: int) -> tuple[nnx.Module, Callable]:
     def apply(layer, hidden_BTD):
         mask_BTT = jnp.ones((1, hidden_BTD.shape[1], hidden_BTD.shape[1]), bool)
-        return layer.self_attend(hidden_BTD, mask_BTT)[0]
+        return layer(hidden_BTD, mask_BTT)[0]
 
-    return MultiHeadAttention(d, NUM_HEADS, rngs=nnx.Rngs(0)), apply
+    return SelfAttention(d, NUM_HEADS, rngs=nnx.Rngs(0)), apply
 
 
 def _lstm(d: int) -> tuple[nnx.Module, Callable]:

@@ -31,8 +31,7 @@ def test_parameters_of_a_model_have_readable_names():
     names = [name for name, _ in jax.tree_util.tree_flatten_with_path(shapes)[0]]
     flat = flatten(shapes)
     assert len(flat) == len(names)
-    assert "encoder.0.self_attention.query.kernel" in flat
-    assert "encoder.0.self_attention.value.kernel" in flat
+    assert "encoder.self_attention.projections.0.kernel" in flat
     assert not any(name.endswith(".value") or "[" in name for name in flat)
 
 

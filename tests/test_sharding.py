@@ -70,18 +70,19 @@ def test_a_device_holds_its_part_of_parameters_and_moments():
             ]
             for path, x in jax.tree_util.tree_flatten_with_path(tree)[0]
         }
-        block = "encoder.0.self_attention.query.kernel.value"
-        assert parts[block] == parts["decoder.0.feed_forward.contract.kernel.value"] == [2, 2]
+        block = "encoder.self_attention.projections.0.kernel.value"
+        assert parts[block] == [1, 2, 1, 2, 1]  # [L, D, C, H, K]
+        assert parts["decoder.feed_forward.contract.kernel.value"] == [1, 2, 2]
         assert parts["embedding.table.value"] == [1, 1]  # 4 do not divide the vocabulary
-        assert parts["encoder.0.residuals.0.layer_norm.scale.value"] == [1]
+        assert parts["encoder.residuals.0.layer_norm.scale.value"] == [1, 1]
 
 
 def test_what_an_axis_does_not_divide_stays_whole():
     shardings = layout(1, 4, 1).shardings(
-        {"query": {"kernel": np.zeros((6, 8))}, "embedding": {"table": np.zeros((12, 8))}}
+        {"expand": {"kernel": np.zeros((6, 8))}, "embedding": {"table": np.zeros((12, 8))}}
     )
-    assert shardings["embedding"]["table"].spec == P(("fsdp", "tensor"))
-    assert shardings["query"]["kernel"].spec == P(None, "tensor")
+    assert shardings["embedding"]["table"].spec == P(("fsdp", "tensor"), None)
+    assert shardings["expand"]["kernel"].spec == P(None, "tensor")
 
 
 def test_an_evaluation_sums_over_the_mesh():

@@ -12,7 +12,7 @@ _UINTS = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}
 
 
 def flatten(tree: Any) -> dict[str, Any]:
-    """A tree's arrays by path, as in "encoder.0.self_attention.query.kernel"."""
+    """A tree's arrays by path, as in "encoder.self_attention.output.kernel"."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
     # The path of an NNX variable ends in ".value", which names nothing.
     return {

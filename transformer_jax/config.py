@@ -79,6 +79,9 @@ class ModelConfig(_Fields):
     remat: str = _choice(
         "none dots full", "Of a layer, computed twice: all but products, or all.", _TRANSFORMER
     )
+    scan_layers: str = _choice(
+        "auto on off", "Compile one layer for all; auto: on accelerators.", _TRANSFORMER
+    )
     positions: str = _choice("sinusoidal none", "Position encoding.", _TRANSFORMER)
     attention_bias: bool = _field(False, "Add biases to attention's projections.", _TRANSFORMER)
     output_bias: bool = _field(False, "Add a bias to the logits.", _TRANSFORMER)
@@ -267,7 +270,7 @@ RESUMABLE = frozenset(
         "max_skipped max_loss_ratio max_rollbacks init_from"
     ).split()
 ) | frozenset(f"config.data.{name}" for name in "train valid test vocabulary cache_dir".split())
-_FREE = "config.decoding.", "config.parallel.", "config.model.remat"
+_FREE = "config.decoding.", "config.parallel.", "config.model.remat", "config.model.scan_layers"
 
 
 def differences(old: Config, new: Config) -> list[str]:

@@ -22,14 +22,16 @@ from transformer_jax.config import Config
 
 ROWS = ("data", "fsdp")  # the axes of the mesh that rows are split over
 
-# The first pattern found in a parameter's path says which axis each dimension is split over. A
-# dimension that the axis does not divide stays whole, as do all others.
+# The first pattern found in a parameter's path says which axis each of its last dimensions is split
+# over. A dimension that the axis does not divide stays whole, as do all others.
 RULES = (
-    (r"embedding.*table", (("fsdp", "tensor"),)),  # [V, D]: over D, activations would be split too
-    (r"\b(query|key|value|expand)\.kernel", ("fsdp", "tensor")),  # [D, H * K], [D, F]
-    (r"\b(query|key|value|expand)\.bias", ("tensor",)),
+    (r"embedding.*table", (("fsdp", "tensor"), None)),  # [V, D]: else activations are split
+    (r"\bprojections.*kernel", ("fsdp", None, "tensor", None)),  # [D, C, H, K]
+    (r"\bprojections.*bias", ("tensor", None)),  # [C, H, K]
+    (r"\bexpand\.kernel", ("fsdp", "tensor")),  # [D, F]
+    (r"\bexpand\.bias", ("tensor",)),
     (r"\b(output|contract)\.kernel", ("tensor", "fsdp")),  # [H * K, D], [F, D]
-    (r"kernel", ("fsdp",)),
+    (r"kernel", ("fsdp", None)),
 )
 
 
@@ -105,11 +107,12 @@ class Sharded:
         axes = next((axes for pattern, axes in RULES if re.search(pattern, name)), ())
         if len(axes) > len(shape):
             return PartitionSpec()
+        axes = (None,) * (len(shape) - len(axes)) + axes
 
         def count(axes: str | tuple[str, ...]) -> int:
             return math.prod(self.mesh.shape[a] for a in np.atleast_1d(axes))
 
-        return PartitionSpec(*(a if n % count(a) == 0 else None for a, n in zip(axes, shape)))
+        return PartitionSpec(*(a if a and n % count(a) == 0 else None for a, n in zip(axes, shape)))
 
     def put(self, tree: Any) -> Any:
         """Puts the arrays of a state, the same in each process, where `shardings` says."""

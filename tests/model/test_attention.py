@@ -7,7 +7,8 @@ import pytest
 from flax import nnx
 
 from transformer_jax.model.attention import (
-    MultiHeadAttention,
+    CrossAttention,
+    SelfAttention,
     attention_weights,
     dot_product_attention,
 )
@@ -79,39 +80,51 @@ def test_softmax_is_float32_for_bfloat16(arrays):
     )
 
 
+def biased(layer):
+    """The layer with biases that are not zero, and its parameters by projection."""
+    random = np.random.default_rng(1)
+    for projection in (*layer.projections, layer.output):
+        if projection.bias is not None:
+            projection.bias[...] = random.normal(size=projection.bias.shape)
+    matrices = []
+    for projection in layer.projections:
+        kernel_DCE = np.asarray(projection.kernel[...]).reshape(12, -1, 12)
+        bias_CE = np.zeros((kernel_DCE.shape[1], 12))
+        if projection.bias is not None:
+            bias_CE = np.asarray(projection.bias[...]).reshape(-1, 12)
+        matrices += [(kernel_DCE[:, c], bias_CE[c]) for c in range(len(bias_CE))]
+    bias = 0.0 if layer.output.bias is None else np.asarray(layer.output.bias[...])
+    return layer, *matrices, (np.asarray(layer.output.kernel[...]), bias)
+
+
 @pytest.mark.parametrize("use_bias", [False, True])
 def test_multi_head_is_projections_around_attention(arrays, use_bias):
     mask_BTM = arrays[3]
     random = np.random.default_rng(1)
     hidden_BTD, memory_BMD = (random.normal(size=(2, n, 12)).astype(np.float32) for n in (5, 7))
-    layer = MultiHeadAttention(12, 3, use_bias=use_bias, rngs=nnx.Rngs(0))
-    if use_bias:
-        for projection in (layer.query, layer.key, layer.value, layer.output):
-            projection.bias[...] = random.normal(size=12).astype(np.float32)
 
-    def project(name, x_BTD):
-        projection = getattr(layer, name)
-        bias = np.asarray(projection.bias[...]) if use_bias else 0.0
-        return x_BTD @ np.asarray(projection.kernel[...]) + bias
-
-    def expected(memory_BMD, mask_BTM):
+    def expected(memory_BMD, mask_BTM, *projections):
+        *of_heads, (kernel, bias) = projections
         query, key, value = (
-            project(name, x_BTD).reshape(2, -1, 3, 4).swapaxes(1, 2)
-            for name, x_BTD in (("query", hidden_BTD), ("key", memory_BMD), ("value", memory_BMD))
+            (x_BTD @ k + b).reshape(2, -1, 3, 4).swapaxes(1, 2)
+            for x_BTD, (k, b) in zip((hidden_BTD, memory_BMD, memory_BMD), of_heads, strict=True)
         )
         attended = reference_attention(query, key, value, mask_BTM).swapaxes(1, 2)
-        return project("output", attended.reshape(2, 5, 12))
+        return attended.reshape(2, 5, 12) @ kernel + bias
 
-    output, weights = layer.cross_attend(hidden_BTD, layer.project_memory(memory_BMD), mask_BTM)
-    np.testing.assert_allclose(output, expected(memory_BMD, mask_BTM), atol=1e-5)
+    layer, *projections = biased(CrossAttention(12, 3, use_bias=use_bias, rngs=nnx.Rngs(0)))
+    output, weights = layer(hidden_BTD, layer.project_memory(memory_BMD), mask_BTM)
+    np.testing.assert_allclose(output, expected(memory_BMD, mask_BTM, *projections), atol=1e-5)
     assert weights.shape == (2, 3, 5, 7)
+    layer, *projections = biased(SelfAttention(12, 3, use_bias=use_bias, rngs=nnx.Rngs(0)))
     mask_BTT = mask_BTM[:, :, :5]
-    output, weights = layer.self_attend(hidden_BTD, mask_BTT)
-    np.testing.assert_allclose(output, expected(hidden_BTD, mask_BTT), atol=1e-5)
+    output, weights = layer(hidden_BTD, mask_BTT)
+    np.testing.assert_allclose(output, expected(hidden_BTD, mask_BTT, *projections), atol=1e-5)
     assert weights.shape == (2, 3, 5, 5)
 
 
-def test_biases_only_where_asked_for():
-    paper, other = (MultiHeadAttention(8, 2, use_bias=b, rngs=nnx.Rngs(0)) for b in (False, True))
-    assert len(jax.tree.leaves(nnx.state(paper))) == 4
-    assert len(jax.tree.leaves(nnx.state(other))) == 8
+@pytest.mark.parametrize(("kind", "projections"), [(SelfAttention, 2), (CrossAttention, 3)])
+def test_biases_only_where_asked_for(kind, projections):
+    paper, other = (kind(8, 2, use_bias=b, rngs=nnx.Rngs(0)) for b in (False, True))
+    assert len(jax.tree.leaves(nnx.state(paper))) == projections
+    assert len(jax.tree.leaves(nnx.state(other))) == 2 * projections

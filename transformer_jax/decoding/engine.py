@@ -54,6 +54,16 @@ class Models:
     graphdefs: tuple[nnx.GraphDef, ...]
     params: tuple[Any, ...]
 
+    def unstacked(self) -> "Models":
+        """The same with all layers apart, as decoding wants them."""
+        graphdefs, params = [], []
+        for both in zip(self.graphdefs, self.params, strict=True):
+            model = nnx.merge(*both)
+            model.unstack()
+            for found, part in zip((graphdefs, params), nnx.split(model)):
+                found.append(part)
+        return Models(tuple(graphdefs), tuple(params))
+
     def merged(self) -> Any:
         """The model, or the ensemble of models, behind the one protocol."""
         models = [nnx.merge(*both) for both in zip(self.graphdefs, self.params, strict=True)]

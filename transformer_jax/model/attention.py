@@ -59,47 +59,44 @@ class KeyValue(NamedTuple):
     value: jax.Array
 
 
+class Projection(nnx.Module):
+    """Projections of the same states for H heads, in one product: larger ones are quicker.
+
+    The parameters are [D, C, H, K] and, with `use_bias`, [C, H, K], for C projections.
+    """
+
+    def __init__(self, model_dim, num_heads, count, *, use_bias=False, dtype, rngs):
+        init, shape = nnx.initializers.xavier_uniform(), (count, num_heads, model_dim // num_heads)
+        # Each initialised as the [D, D] matrix that it is.
+        drawn = [init(rngs.params(), (model_dim, model_dim)) for _ in range(count)]
+        self.kernel = nnx.Param(jnp.stack(drawn, axis=1).reshape(model_dim, *shape))
+        self.bias = nnx.Param(jnp.zeros(shape)) if use_bias else None
+        self.dtype = dtype
+
+    def __call__(self, hidden_BTD: jax.Array) -> list[jax.Array]:
+        """[B, H, T, K] of each projection."""
+        kernel_DCHK = self.kernel[...].astype(self.dtype)
+        heads_CBHTK = jnp.einsum("BTD,DCHK->CBHTK", hidden_BTD.astype(self.dtype), kernel_DCHK)
+        if self.bias is not None:
+            bias_CHK = self.bias[...].astype(self.dtype)
+            heads_CBHTK += bias_CHK[:, None, :, None]
+        return list(heads_CBHTK)
+
+
 class MultiHeadAttention(nnx.Module):
     """Multi-head attention (section 3.2.2): H heads of size D / H, concatenated and projected.
 
-    The four projections are [D, D] matrices, without bias as in the paper unless
-    `use_bias`.
+    Each of `counts` is a number of projections of the same states; together they are those of
+    queries, keys and values. All are without bias as in the paper, unless `use_bias`.
     """
 
-    def __init__(self, model_dim, num_heads, *, use_bias=False, dtype=jnp.float32, rngs):
-        def projection():
-            return nnx.Linear(
-                model_dim,
-                model_dim,
-                use_bias=use_bias,
-                dtype=dtype,
-                kernel_init=nnx.initializers.xavier_uniform(),
-                rngs=rngs,
-            )
-
-        self.num_heads = num_heads
-        self.query, self.key, self.value, self.output = (projection() for _ in range(4))
-
-    def _project(self, hidden_BTD: jax.Array, *layers: nnx.Linear) -> list[jax.Array]:
-        """[B, H, T, K] of each layer, in one product: fewer and larger ones are quicker."""
-        dtype = layers[0].dtype
-        kernel = jnp.concatenate([layer.kernel[...] for layer in layers], axis=1)
-        projected_BTE = hidden_BTD.astype(dtype) @ kernel.astype(dtype)
-        if layers[0].bias is not None:
-            bias_E = jnp.concatenate([layer.bias[...] for layer in layers]).astype(dtype)
-            projected_BTE += bias_E.reshape(1, 1, -1)
-        shape = (*hidden_BTD.shape[:2], len(layers) * self.num_heads, -1)
-        heads_BHTK = projected_BTE.reshape(shape).swapaxes(1, 2)
-        return jnp.split(heads_BHTK, len(layers), axis=1)
-
-    def project_memory(self, memory_BMD: jax.Array) -> KeyValue:
-        """Keys and values, [B, H, M, K] each, of the states attended to."""
-        return KeyValue(*self._project(memory_BMD, self.key, self.value))
-
-    def project_self(self, hidden_BTD: jax.Array) -> tuple[jax.Array, KeyValue]:
-        """Queries, and keys and values, [B, H, T, K] each, of the same states."""
-        query_BHTK, *memory = self._project(hidden_BTD, self.query, self.key, self.value)
-        return query_BHTK, KeyValue(*memory)
+    def __init__(self, counts, model_dim, num_heads, *, use_bias=False, dtype=jnp.float32, rngs):
+        options = {"use_bias": use_bias, "dtype": dtype, "rngs": rngs}
+        self.projections = nnx.List(
+            [Projection(model_dim, num_heads, count, **options) for count in counts]
+        )
+        init = nnx.initializers.xavier_uniform()
+        self.output = nnx.Linear(model_dim, model_dim, kernel_init=init, **options)
 
     def attend(
         self, query_BHTK: jax.Array, memory: KeyValue, mask_BTM: jax.Array
@@ -109,14 +106,21 @@ class MultiHeadAttention(nnx.Module):
         attended_BTHK = attended_BHTK.swapaxes(1, 2)
         return self.output(attended_BTHK.reshape(*attended_BTHK.shape[:2], -1)), weights_BHTM
 
-    def self_attend(self, hidden_BTD: jax.Array, mask_BTT: jax.Array):
-        """Attention of states to themselves; returns as `attend`."""
-        return self.attend(*self.project_self(hidden_BTD), mask_BTT)
 
-    def cross_attend(self, hidden_BTD: jax.Array, memory: KeyValue, mask_BTM: jax.Array):
-        """Attention to what `project_memory` gave for other states; returns as `attend`."""
-        (query_BHTK,) = self._project(hidden_BTD, self.query)
-        return self.attend(query_BHTK, memory, mask_BTM)
+class SelfAttention(MultiHeadAttention):
+    """Attention of states to themselves: queries, keys and values are one parameter."""
+
+    def __init__(self, model_dim, num_heads, **options):
+        super().__init__((3,), model_dim, num_heads, **options)
+
+    def project(self, hidden_BTD: jax.Array) -> tuple[jax.Array, KeyValue]:
+        """Queries, and keys and values, [B, H, T, K] each."""
+        query_BHTK, *memory = self.projections[0](hidden_BTD)
+        return query_BHTK, KeyValue(*memory)
+
+    def __call__(self, hidden_BTD: jax.Array, mask_BTT: jax.Array):
+        """Returns as `attend`."""
+        return self.attend(*self.project(hidden_BTD), mask_BTT)
 
     def attend_history(self, hidden_BWD, history: KeyValue, mask_BWI, position_B):
         """Self-attention of the W hypotheses of each sentence to all decoded before them.
@@ -130,7 +134,7 @@ class MultiHeadAttention(nnx.Module):
         Returns:
           the attended states [B, W, D], and the history with the new position.
         """
-        query_BHWK, new = self.project_self(hidden_BWD)
+        query_BHWK, new = self.project(hidden_BWD)
 
         def write(history_HIK, new_HWK, position):
             start = position * new_HWK.shape[1]
@@ -139,6 +143,22 @@ class MultiHeadAttention(nnx.Module):
         written = KeyValue(*(jax.vmap(write)(*x, position_B) for x in zip(history, new)))
         attended_BWD, _ = self.attend(query_BHWK, written, mask_BWI)
         return attended_BWD, written
+
+
+class CrossAttention(MultiHeadAttention):
+    """Attention to other states, whose keys and values are one parameter."""
+
+    def __init__(self, model_dim, num_heads, **options):
+        super().__init__((1, 2), model_dim, num_heads, **options)
+
+    def project_memory(self, memory_BMD: jax.Array) -> KeyValue:
+        """Keys and values, [B, H, M, K] each, of the states attended to."""
+        return KeyValue(*self.projections[1](memory_BMD))
+
+    def __call__(self, hidden_BTD: jax.Array, memory: KeyValue, mask_BTM: jax.Array):
+        """Attention to what `project_memory` gave; returns as `attend`."""
+        (query_BHTK,) = self.projections[0](hidden_BTD)
+        return self.attend(query_BHTK, memory, mask_BTM)
 
 
 def own_history(slots_RM: jax.Array, position_B: jax.Array, width: int) -> jax.Array:

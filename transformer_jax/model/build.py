@@ -1,5 +1,7 @@
 """The model that a config describes: built, as shapes alone, or its first parameters."""
 
+import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -10,15 +12,29 @@ from transformer_jax.model.recurrent import RecurrentModel
 from transformer_jax.model.transformer import Transformer
 
 
-def build(config: ModelConfig, vocab_size: int, *, rngs: nnx.Rngs) -> Transformer | RecurrentModel:
-    """The model of `config.kind`, initialised."""
+def for_platform(config: ModelConfig, platform: str) -> ModelConfig:
+    """The config with each "auto" chosen for "cpu", "gpu" or "tpu"."""
+    scan = config.scan_layers
+    return dataclasses.replace(
+        config, scan_layers=("off" if platform == "cpu" else "on") if scan == "auto" else scan
+    )
+
+
+def build(
+    config: ModelConfig, vocab_size: int, *, rngs: nnx.Rngs, platform: str = ""
+) -> Transformer | RecurrentModel:
+    """The model of `config.kind`, initialised, for the platform of this process by default."""
+    config = for_platform(config, platform or jax.default_backend())
     model = Transformer if config.kind == "transformer" else RecurrentModel
     return model(config, vocab_size, rngs=rngs)
 
 
-def abstract_model(config: ModelConfig, vocab_size: int) -> tuple[nnx.GraphDef, Any]:
+def abstract_model(
+    config: ModelConfig, vocab_size: int, platform: str = ""
+) -> tuple[nnx.GraphDef, Any]:
     """Graph definition and parameter shapes, without any memory."""
-    return nnx.split(nnx.eval_shape(lambda: build(config, vocab_size, rngs=nnx.Rngs(0))))
+    make = functools.partial(build, config, vocab_size, platform=platform)
+    return nnx.split(nnx.eval_shape(lambda: make(rngs=nnx.Rngs(0))))
 
 
 def first_params(config: ModelConfig, vocab_size: int, seed: int) -> Any:

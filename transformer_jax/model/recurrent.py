@@ -113,6 +113,9 @@ class RecurrentModel(nnx.Module):
         """Layers and heads of the attention there is, by name."""
         return {} if self.attention is None else {"cross": (1, 1)}
 
+    def unstack(self) -> None:
+        """Its layers are apart already."""
+
     def encode(self, source: Tokens, key=None, return_attention=False):
         """Reads the source: Memory, or (Memory, {}), as the encoder has no attention."""
         real_BS = source.segments != 0

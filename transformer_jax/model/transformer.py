@@ -14,9 +14,10 @@ import jax.numpy as jnp
 from flax import nnx
 
 from transformer_jax.config import ModelConfig
-from transformer_jax.model.attention import KeyValue, MultiHeadAttention, own_history
+from transformer_jax.model.attention import CrossAttention, KeyValue, SelfAttention, own_history
 from transformer_jax.model.layers import TiedEmbedding, dropout, split_or_none
 from transformer_jax.model.masks import Tokens, causal_mask, segment_mask
+from transformer_jax.model.stack import apply_layers, layers_of, stacked
 
 ACTIVATIONS = {"relu": jax.nn.relu, "gelu": jax.nn.gelu, "silu": jax.nn.silu}
 
@@ -87,25 +88,23 @@ def layer_norm(config: ModelConfig, *, rngs) -> nnx.LayerNorm:
     return nnx.LayerNorm(config.model_dim, epsilon=1e-6, dtype=jnp.dtype(config.dtype), rngs=rngs)
 
 
-def _attention(config: ModelConfig, rngs) -> MultiHeadAttention:
+def _attention(kind: type, config: ModelConfig, rngs):
     options = {"use_bias": config.attention_bias, "dtype": jnp.dtype(config.dtype)}
-    return MultiHeadAttention(config.model_dim, config.num_heads, **options, rngs=rngs)
+    return kind(config.model_dim, config.num_heads, **options, rngs=rngs)
 
 
 class EncoderBlock(nnx.Module):
     """Self-attention and feed-forward, each inside its residual (section 3.1)."""
 
     def __init__(self, config: ModelConfig, *, rngs):
-        self.self_attention = _attention(config, rngs)
+        self.self_attention = _attention(SelfAttention, config, rngs)
         self.feed_forward = FeedForward(config, rngs=rngs)
         self.residuals = nnx.List([Residual(config, rngs=rngs) for _ in range(2)])
 
     def __call__(self, hidden_BSD, mask_BSS, key=None):
         """Returns hidden states [B, S, D] and self-attention weights [B, H, S, S]."""
         (of_self, of_forward), keys = self.residuals, split_or_none(key, 2)
-        output_BSD, weights_BHSS = self.self_attention.self_attend(
-            of_self.before(hidden_BSD), mask_BSS
-        )
+        output_BSD, weights_BHSS = self.self_attention(of_self.before(hidden_BSD), mask_BSS)
         hidden_BSD = of_self.after(hidden_BSD, output_BSD, keys[0])
         output_BSD = self.feed_forward(of_forward.before(hidden_BSD))
         return of_forward.after(hidden_BSD, output_BSD, keys[1]), weights_BHSS
@@ -115,8 +114,8 @@ class DecoderBlock(nnx.Module):
     """Masked self-attention, cross-attention and feed-forward, each inside its residual."""
 
     def __init__(self, config: ModelConfig, *, rngs):
-        self.self_attention = _attention(config, rngs)
-        self.cross_attention = _attention(config, rngs)
+        self.self_attention = _attention(SelfAttention, config, rngs)
+        self.cross_attention = _attention(CrossAttention, config, rngs)
         self.feed_forward = FeedForward(config, rngs=rngs)
         self.residuals = nnx.List([Residual(config, rngs=rngs) for _ in range(3)])
 
@@ -136,7 +135,7 @@ class DecoderBlock(nnx.Module):
         (of_self, of_cross, of_forward), keys = self.residuals, split_or_none(key, 3)
         output_BTD, extra = attend_self(of_self.before(hidden_BTD))
         hidden_BTD = of_self.after(hidden_BTD, output_BTD, keys[0])
-        output_BTD, weights_BHTS = self.cross_attention.cross_attend(
+        output_BTD, weights_BHTS = self.cross_attention(
             of_cross.before(hidden_BTD), cross, cross_mask_BTS
         )
         hidden_BTD = of_cross.after(hidden_BTD, output_BTD, keys[1])
@@ -160,20 +159,27 @@ class Transformer(nnx.Module):
             dtype=jnp.dtype(config.dtype),
             rngs=rngs,
         )
-        layers = range(config.num_layers)
-        self.encoder = nnx.List([EncoderBlock(config, rngs=rngs) for _ in layers])
-        self.decoder = nnx.List([DecoderBlock(config, rngs=rngs) for _ in layers])
+        self.encoder, self.decoder = (
+            stacked([make(config, rngs=rngs) for _ in range(config.num_layers)])
+            for make in (EncoderBlock, DecoderBlock)
+        )
         pre = config.norm == "pre"
         self.encoder_norm = layer_norm(config, rngs=rngs) if pre else None
         self.decoder_norm = layer_norm(config, rngs=rngs) if pre else None
         self.dropout_rate, self.positions = config.dropout_rate, config.positions
-        self.num_heads, self.remat = config.num_heads, config.remat
+        self.num_layers, self.num_heads = config.num_layers, config.num_heads
+        self.scan, self.remat = config.scan_layers == "on", config.remat
 
     @property
     def attention_shape(self) -> dict[str, tuple[int, int]]:
         """Layers and heads of the attention there is, by name."""
-        shape = len(self.decoder), self.num_heads
+        shape = self.num_layers, self.num_heads
         return {"encoder": shape, "decoder": shape, "cross": shape}
+
+    def unstack(self) -> None:
+        """Takes the layers apart for decoding, whose loop would copy a layer's slice each step."""
+        self.encoder = layers_of(self.encoder, self.num_layers)
+        self.decoder = layers_of(self.decoder, self.num_layers)
 
     def _embed(self, ids_BT: jax.Array, positions_BT: jax.Array, key=None) -> jax.Array:
         embedded_BTD = self.embedding.embed(
@@ -181,51 +187,46 @@ class Transformer(nnx.Module):
         )
         return dropout(embedded_BTD, self.dropout_rate, key)
 
-    def _remat(self, layer: Callable) -> Callable:
-        """The layer, of which a backward pass keeps what the config says (Chen et al. 2016)."""
-        if self.remat == "none":
-            return layer
-        kept = {"dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable, "full": None}
-        return jax.checkpoint(layer, policy=kept[self.remat])
+    def _apply(self, layer: Callable, stack, hidden_BTD: jax.Array, keys: list):
+        return apply_layers(layer, stack, hidden_BTD, keys, scan=self.scan, remat=self.remat)
 
     def encode(self, source: Tokens, key=None, return_attention=False):
         """Encodes the source (section 3.1): Memory, or (Memory, attention)."""
-        keys = split_or_none(key, 1 + len(self.encoder))
+        own_key, *keys = split_or_none(key, 1 + self.num_layers)
         mask_BSS = segment_mask(source.segments, source.segments)
-        hidden_BSD = self._embed(source.ids, source.positions, keys[0])
-        weights = []
-        for block, block_key in zip(self.encoder, keys[1:]):
-            hidden_BSD, weights_BHSS = self._remat(block)(hidden_BSD, mask_BSS, block_key)
-            weights.append(weights_BHSS)
+
+        def layer(block: EncoderBlock, hidden_BSD, key):
+            hidden_BSD, weights_BHSS = block(hidden_BSD, mask_BSS, key)
+            return hidden_BSD, {"encoder": weights_BHSS} if return_attention else {}
+
+        hidden_BSD = self._embed(source.ids, source.positions, own_key)
+        hidden_BSD, attention = self._apply(layer, self.encoder, hidden_BSD, keys)
         if self.encoder_norm is not None:
             hidden_BSD = self.encoder_norm(hidden_BSD)
         memory = Memory(hidden_BSD, source.segments)
-        return (memory, {"encoder": jnp.stack(weights)}) if return_attention else memory
+        return (memory, attention) if return_attention else memory
 
     def decode(self, memory: Memory, target: Tokens, key=None, return_attention=False):
         """Teacher forcing: logits [B, T, V], or (logits, attention)."""
-        keys = split_or_none(key, 1 + len(self.decoder))
+        own_key, *keys = split_or_none(key, 1 + self.num_layers)
         mask_BTT = segment_mask(target.segments, target.segments) & causal_mask(
             target.segments.shape[1]
         )
         cross_mask_BTS = segment_mask(target.segments, memory.segments)
-        hidden_BTD = self._embed(target.ids, target.positions, keys[0])
-        self_weights, cross_weights = [], []
 
-        def attended(block, hidden_BTD, memory_BSD, block_key):
-            attend = functools.partial(block.self_attention.self_attend, mask_BTT=mask_BTT)
-            cross = block.cross_attention.project_memory(memory_BSD)
-            return block(hidden_BTD, attend, cross, cross_mask_BTS, block_key)
+        def layer(block: DecoderBlock, hidden_BTD, key):
+            attend = functools.partial(block.self_attention, mask_BTT=mask_BTT)
+            cross = block.cross_attention.project_memory(memory.hidden)
+            hidden_BTD, weights_BHTT, weights_BHTS = block(
+                hidden_BTD, attend, cross, cross_mask_BTS, key
+            )
+            attention = {"decoder": weights_BHTT, "cross": weights_BHTS}
+            return hidden_BTD, attention if return_attention else {}
 
-        for block, block_key in zip(self.decoder, keys[1:]):
-            layer = self._remat(functools.partial(attended, block))
-            hidden_BTD, weights_BHTT, weights_BHTS = layer(hidden_BTD, memory.hidden, block_key)
-            self_weights.append(weights_BHTT)
-            cross_weights.append(weights_BHTS)
+        hidden_BTD = self._embed(target.ids, target.positions, own_key)
+        hidden_BTD, attention = self._apply(layer, self.decoder, hidden_BTD, keys)
         logits_BTV = self._logits(hidden_BTD)
-        if not return_attention:
-            return logits_BTV
-        return logits_BTV, {"decoder": jnp.stack(self_weights), "cross": jnp.stack(cross_weights)}
+        return (logits_BTV, attention) if return_attention else logits_BTV
 
     def _logits(self, hidden_BTD: jax.Array) -> jax.Array:
         if self.decoder_norm is not None:
@@ -235,7 +236,8 @@ class Transformer(nnx.Module):
     def start(self, memory: Memory, beam_width: int, max_length: int):
         """Context and cache before the first step; the cache is each hypothesis' history slots."""
         layers = tuple(
-            block.cross_attention.project_memory(memory.hidden) for block in self.decoder
+            block.cross_attention.project_memory(memory.hidden)
+            for block in layers_of(self.decoder, self.num_layers)
         )
 
         def empty(x_BHSK: jax.Array) -> jax.Array:
@@ -258,7 +260,8 @@ class Transformer(nnx.Module):
         hidden_BWD = self._embed(token_BW, positions_BW)
         cross_mask_B1S = (context.segments != 0)[:, None, :]
         histories, weights = [], []
-        for block, history, cross in zip(self.decoder, context.history, context.cross):
+        blocks = layers_of(self.decoder, self.num_layers)
+        for block, history, cross in zip(blocks, context.history, context.cross):
             attend = functools.partial(
                 block.self_attention.attend_history,
                 history=history,
