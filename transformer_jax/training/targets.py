@@ -203,7 +203,7 @@ def collectives(text: str) -> dict[str, tuple[int, int]]:
 
 def _compile(config: Config, data: RunData, batches: Batches, chips: list) -> Any:
     """The train step for the longest rows of the batches."""
-    graphdef, shapes = abstract_model(config.model, len(data.vocabulary))
+    graphdef, shapes = abstract_model(config.model, len(data.vocabulary), chips[0].platform)
     schedule = learning_rate_schedule(
         config.optimizer, config.model.model_dim, config.training.num_steps
     )
