@@ -128,14 +128,9 @@ class Sharded:
 
         Rows are padded to a multiple of devices times micro-batches; zeros are padding.
         """
-        sharding = NamedSharding(self.mesh, PartitionSpec(ROWS))
-
-        def put(x: np.ndarray) -> jax.Array:
-            missing = -len(x) % (self.num_rows * micro_batches)
-            full = np.pad(x, [(0, missing)] + [(0, 0)] * (x.ndim - 1))
-            return jax.make_array_from_process_local_data(sharding, full)
-
-        return jax.tree.map(put, batch)
+        multiple = self.num_rows * micro_batches
+        rows = jax.tree.map(lambda x: devices.padded(x, multiple), batch)
+        return devices.put_rows(rows, NamedSharding(self.mesh, PartitionSpec(ROWS)))
 
     def parallel(self, step: Callable, *, donate_state: bool = False) -> Callable:
         """Compiles step(state, batch); with `donate_state` it returns a new state first."""

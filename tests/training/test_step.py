@@ -98,6 +98,7 @@ def test_state_stays_replicated_and_the_step_compiles_once():
         assert all(leaf.is_fully_replicated for leaf in jax.tree.leaves(state))
     assert len(traces) == 1
     assert int(state.step) == 3
+    assert "callback" not in step.lower(state, place(random_batch(0))).as_text()
 
 
 def test_dropout_differs_by_step_and_repeats_by_seed():
