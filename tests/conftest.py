@@ -9,8 +9,10 @@ import signal
 import sys
 import tempfile
 
+# A program is compiled anew for each test that runs it a few times: LLVM need not optimise it.
 os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
+    "--xla_backend_optimization_level=0 --xla_force_host_platform_device_count=4 "
+    + os.environ.get("XLA_FLAGS", "")  # the last of two values counts
 )
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["TRANSFORMER_JAX_MALLOC"] = "default"  # also where a command runs in this process

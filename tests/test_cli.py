@@ -13,6 +13,7 @@ import sys
 import time
 
 import pytest
+from builders import tiny_model_config
 from commands import metrics, run, run_training, start
 
 from transformer_jax import cli
@@ -271,7 +272,7 @@ def corpus(tmp_path):
 
 
 def error_of(tmp_path, **data) -> str:
-    config = Config()
+    config = Config(model=tiny_model_config())
     for name, value in data.items():
         setattr(config.data, name, value)
     with pytest.raises((ValueError, OSError)) as error:
