@@ -2,6 +2,7 @@
 
 import ctypes
 import logging
+import mmap
 import os
 import pathlib
 import shutil
@@ -9,10 +10,16 @@ import signal
 import sys
 import tempfile
 
-# A program is compiled anew for each test that runs it a few times: LLVM need not optimise it.
-os.environ["XLA_FLAGS"] = (
-    "--xla_backend_optimization_level=0 --xla_force_host_platform_device_count=4 "
-    + os.environ.get("XLA_FLAGS", "")  # the last of two values counts
+import jaxlib
+
+# What is compiled here runs a few times: to optimise it takes four fifths of compiling.
+os.environ["XLA_FLAGS"] = " ".join(
+    [
+        "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0",
+        # Newer versions have no other way, and no such flag.
+        "--xla_cpu_use_fusion_emitters=false" * jaxlib.__version__.startswith("0.10."),
+        os.environ.get("XLA_FLAGS", ""),  # of two values the last counts
+    ]
 )
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["TRANSFORMER_JAX_MALLOC"] = "default"  # also where a command runs in this process
@@ -48,14 +55,15 @@ def pytest_unconfigure(config):
         shutil.rmtree(config.cache_home, ignore_errors=True)
 
 
-@pytest.fixture(scope="module", autouse=True)
+@pytest.fixture(autouse=True)
 def few_programs():
-    """Forgets what a module compiled: a process may map memory 65,530 times, and LLVM, which
-    maps each program's several times, dies where it may not."""
+    """Forgets what was compiled once it fills 1.2 GiB: a trainer leaves 100 MiB, in maps of memory
+    besides, of which a process may have 65,530."""
     yield
-    jax.clear_caches()
-    if sys.platform == "linux":
-        ctypes.CDLL(None).malloc_trim(0)  # or the process keeps what the largest module needed
+    statm = pathlib.Path("/proc/self/statm")
+    if statm.exists() and int(statm.read_text().split()[1]) * mmap.PAGESIZE > 1.2 * 2**30:
+        jax.clear_caches()
+        ctypes.CDLL(None).malloc_trim(0)  # or the process keeps what it has freed
 
 
 @pytest.fixture(scope="session")

@@ -7,26 +7,25 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from builders import model_parts
 from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from transformer_jax.config import DecodingConfig, ModelConfig
+from transformer_jax.config import DecodingConfig
 from transformer_jax.data.vocabulary import BOS, EOS, PAD, UNK
 from transformer_jax.decoding import engine
 from transformer_jax.decoding.engine import Models, Sentence, in_order
 from transformer_jax.decoding.options import SearchOptions
 from transformer_jax.devices import replicate
 from transformer_jax.model.masks import sentence_tokens
-from transformer_jax.model.transformer import Transformer
 
 VOCAB, LONGEST, ROWS, ALPHA = 40, 32, 8, 0.6
 
 
 @pytest.fixture(scope="module")
 def models() -> Models:
-    config = ModelConfig(num_layers=2, model_dim=16, num_heads=2, feed_forward_dim=32)
-    graphdef, params = nnx.split(Transformer(config, VOCAB, rngs=nnx.Rngs(0)))
+    graphdef, params = model_parts(VOCAB, num_layers=2, model_dim=16, feed_forward_dim=32)
     # Sharper than a fresh model, so that sentences are translated differently and end.
     return Models((graphdef,), (replicate(jax.tree.map(lambda x: 1.3 * x, params)),))
 

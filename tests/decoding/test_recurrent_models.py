@@ -4,7 +4,6 @@ import jax
 import numpy as np
 import pytest
 from builders import read_pairs
-from flax import nnx
 
 from transformer_jax.config import Config
 from transformer_jax.data.vocabulary import Vocabulary
@@ -12,7 +11,7 @@ from transformer_jax.decoding.engine import Models
 from transformer_jax.decoding.options import SearchOptions
 from transformer_jax.decoding.translator import Translator
 from transformer_jax.devices import replicate
-from transformer_jax.model.build import build
+from transformer_jax.model.build import abstract_model
 
 PAIRS = read_pairs("numbers:valid", "en", "de")[:300]
 LINES = ["seven", " and ".join(p.source for p in PAIRS[:3]), "", PAIRS[3].source, "eleven twelve"]
@@ -42,7 +41,7 @@ def make(vocabulary):
         config.decoding.max_length, config.decoding.beam_size, config.decoding.rows = 48, 3, 8
         for field, value in FIELDS[name].items():
             setattr(config.model, field, value)
-        graphdef, params = nnx.split(build(config.model, VOCAB, rngs=nnx.Rngs(0)))
+        graphdef, params = abstract_model(config.model, VOCAB)
         leaves, structure = jax.tree.flatten(params)
         random = np.random.default_rng(0)
         large = [(random.normal(size=x.shape) * 0.5).astype(np.float32) for x in leaves]

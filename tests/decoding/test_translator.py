@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from builders import read_pairs
+from builders import model_parts, read_pairs, tiny_model_config
 from flax import nnx
 
 from transformer_jax.config import Config, DecodingConfig
@@ -20,9 +20,9 @@ from transformer_jax.decoding.scoring import TokenPair
 from transformer_jax.decoding.translator import Translator
 from transformer_jax.devices import replicate
 from transformer_jax.model.masks import sentence_tokens
-from transformer_jax.model.transformer import Transformer
 
 PAIRS = read_pairs("numbers:valid", "en", "de")[:300]
+SIZES = {"model_dim": 16, "feed_forward_dim": 32}
 # Of lengths in three buckets, in no order, with empty and blank ones between.
 LINES = [
     "seven",
@@ -37,14 +37,20 @@ LINES = [
 ]
 
 
+@nnx.jit
+def whole_pass(model, source, target):
+    """Logits and attention weights by the model itself."""
+    memory, encoder = model.encode(source, return_attention=True)
+    logits_BTV, decoder = model.decode(memory, target, return_attention=True)
+    return logits_BTV, encoder | decoder
+
+
 @pytest.fixture(scope="module")
 def translator():
-    config = Config()
-    config.model.num_layers, config.model.model_dim, config.model.num_heads = 1, 16, 2
-    config.model.feed_forward_dim = 32
+    config = Config(model=tiny_model_config(**SIZES))
     config.decoding.max_length, config.decoding.beam_size, config.decoding.rows = 64, 3, 8
     vocabulary = Vocabulary.train([PAIRS], 100, "bpe")
-    graphdef, params = nnx.split(Transformer(config.model, 100, rngs=nnx.Rngs(0)))
+    graphdef, params = model_parts(100, **SIZES)
     # Sharper than a fresh model, or all sentences would be translated alike.
     params = jax.tree.map(lambda x: 1.5 * x, params)
     return Translator(Models((graphdef,), (replicate(params),)), vocabulary, config.validate())
@@ -156,7 +162,7 @@ def test_options_are_one_object_of_known_fields(translator):
 def test_white_space_is_no_text_to_any_vocabulary(translator, kind):
     vocabulary = Vocabulary.train([PAIRS], 300 if kind == "bytes" else 100, kind)
     config = translator.config
-    graphdef, params = nnx.split(Transformer(config.model, len(vocabulary), rngs=nnx.Rngs(0)))
+    graphdef, params = model_parts(len(vocabulary), **SIZES)
     own = Translator(Models((graphdef,), (replicate(params),)), vocabulary, config)
     spaces = ["", "   ", "\t", "\u3000 \u2003", "\xa0"]
     first, *others = own.translate(spaces)
@@ -210,9 +216,9 @@ def test_a_beam_of_one_is_the_most_probable_word_each_time(translator):
     model = nnx.merge(translator.models.graphdefs[0], translator.models.params[0])
     found = translator.translate(["eleven twelve"], SearchOptions(beam_size=1))[0].hypotheses[0]
     source = np.array(translator.vocabulary.encode(["eleven twelve"]))
-    memory = model.encode(sentence_tokens(source, np.array([source.shape[1]])))
+    source = sentence_tokens(source, np.array([source.shape[1]]))
     target = sentence_tokens(np.array([[BOS, *found.ids]]), np.array([len(found.ids) + 1]))
-    log_probs_TV = jax.nn.log_softmax(model.decode(memory, target)[0])
+    log_probs_TV = jax.nn.log_softmax(whole_pass(model, source, target)[0][0])
     log_probs_TV = log_probs_TV.at[:, [PAD, BOS]].set(-np.inf)
     np.testing.assert_array_equal(log_probs_TV.argmax(axis=-1)[:-1], found.ids)
     chosen = log_probs_TV[np.arange(len(found.ids) + 1), [*found.ids, EOS]]
@@ -417,14 +423,11 @@ def test_attention_is_that_of_the_model(translator):
     assert found.target_tokens == vocabulary.pieces(target)
     assert found.input_tokens == ["<sos>", *found.target_tokens[:-1]]
     model = nnx.merge(translator.models.graphdefs[0], translator.models.params[0])
-    memory, encoder = model.encode(
-        sentence_tokens(np.array([source]), np.array([len(source)])), return_attention=True
-    )
+    sources = sentence_tokens(np.array([source]), np.array([len(source)]))
     inputs = sentence_tokens(np.array([[BOS, *target[:-1]]]), np.array([len(target)]))
-    _, decoder = model.decode(memory, inputs, return_attention=True)
-    np.testing.assert_allclose(found.encoder, encoder["encoder"][:, 0], atol=1e-5)
-    np.testing.assert_allclose(found.decoder, decoder["decoder"][:, 0], atol=1e-5)
-    np.testing.assert_allclose(found.cross, decoder["cross"][:, 0], atol=1e-5)
+    _, attention = whole_pass(model, sources, inputs)
+    for name in ("encoder", "decoder", "cross"):
+        np.testing.assert_allclose(getattr(found, name), attention[name][:, 0], atol=1e-5)
     translated = translator.attention("eleven twelve")
     best = translator.translate(["eleven twelve"])[0].hypotheses[0]
     assert translated.target_tokens == [*vocabulary.pieces(best.ids), "<eos>"]
