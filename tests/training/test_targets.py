@@ -26,6 +26,34 @@ def test_collectives_are_counted_with_their_bytes():
     assert collectives(TEXT) == {"all-gather": (1, 256), "all-reduce": (2, 24 + 8 + 4)}
 
 
+LOOP = """
+%fused (p: f32[8]) -> f32[8] {
+  ROOT %all-gather.1 = f32[8]{0} all-gather(%p), channel_id=3
+}
+
+%more.2_spmd (q: (s32[], f32[8])) -> pred[] {
+  %six = s32[]{:T(128)} constant(6)
+  ROOT %less = pred[] compare(%i, %six), direction=LT
+}
+
+%layer.1_spmd (q: (s32[], f32[8])) -> (s32[], f32[8]) {
+  %part = f32[8]{0} fusion(%x), calls=%fused
+  %rest = f32[8]{0} all-gather(%y), channel_id=3
+  ROOT %sum = f32[4]{0} all-reduce(%z), channel_id=4, to_apply=%add
+}
+
+ENTRY %main (a: f32[8]) -> f32[] {
+  %loop = (s32[], f32[8]{0}) while(%t), condition=%more.2_spmd, body=%layer.1_spmd
+  ROOT %all-reduce.2 = f32[] all-reduce(%d)
+}
+"""
+
+
+def test_a_collective_in_a_loop_counts_as_often_as_the_loop_goes_round():
+    """And one that is split in two, in parts of one channel, once."""
+    assert collectives(LOOP) == {"all-gather": (6, 6 * 32), "all-reduce": (7, 6 * 16 + 4)}
+
+
 @pytest.mark.parametrize(
     "name", ["", "tpu", "tpu:v9:2x2", "tpu:v5e:4", "tpu:v5e:0x4", "gpu:h100", "gpu:h100:2x2", "4x4"]
 )

@@ -33,6 +33,7 @@ from transformer_jax.training.step import TrainState, make_train_step
 
 _USABLE = 0.92  # of the memory, beside what runtime and fragmentation take
 _COLLECTIVES = "all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute"
+_ROUNDS = r'known_trip_count":\{"n":"(\d+)"| s32\[\]\S* constant\((\d+)\)'
 _ITEM_BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4}
 
 # Variables without which libtpu looks for a machine of Google's, and says that it finds none.
@@ -156,11 +157,12 @@ def _speeds(compiled, config: Config, data: RunData, tokens: int, target: Target
     flops = max(cost.get("flops", 0.0), _model_flops(config, data, tokens) / count)
     times = {"computing": flops / (chip.flops * share)}
     line = f"a step of a device: {flops / 1e12:.2f} TFLOP"
-    if moved := cost.get("bytes accessed"):
+    text = compiled.as_text()
+    if (moved := cost.get("bytes accessed")) and " while(" not in text:  # counted once a loop
         times["memory"] = moved / (chip.bandwidth * share)
         line += f", {moved / 1e9:.1f} GB of memory read and written"
     yield line
-    found = collectives(compiled.as_text())
+    found = collectives(text)
     for name, (number, size) in found.items():
         yield f"  {number} {name}, {size / 1e6:,.1f} MB"
     # A ring sends what is reduced twice, and what is gathered once.
@@ -183,22 +185,55 @@ def _model_flops(config: Config, data: RunData, tokens: int) -> float:
 
 
 def collectives(text: str) -> dict[str, tuple[int, int]]:
-    """Number and result's bytes of each kind of collective in the text of a compiled program."""
-    found: dict[str, list[int]] = collections.defaultdict(lambda: [0, 0])
+    """Number and result's bytes of each kind of collective that a compiled program runs.
+
+    Args:
+      text: of the program. What stands in a loop counts as often as the loop goes round.
+    """
+    bodies = _computations(text)
+    found: dict[str, tuple[str, int, int]] = {}  # by channel, which the parts of one share
+
+    def walk(name: str, times: int) -> None:
+        for line in bodies.get(name, ()):
+            if match := re.search(rf"= (.*?) ({'|'.join(_COLLECTIVES)})(-start)?\(", line):
+                channel = re.search(r"channel_id=\d+", line)
+                found[channel[0] if channel else line] = match[2], _bytes(*match.groups()), times
+            # A GPU's compiler notes a loop's rounds; a TPU's compares with them.
+            loop = re.search(r"\bcondition=%?([\w.-]+), body=", line)
+            condition = "\n".join([line, *bodies[loop[1]]]) if loop else ""
+            rounds = re.findall(_ROUNDS, condition)
+            for called in re.findall(r"\b(?:body|calls|to_apply)=%?([\w.-]+)", line):
+                walk(called, times * max((int(a or b) for a, b in rounds), default=1))
+
+    walk("", 1)
+    kinds = {kind: [x[1:] for x in found.values() if x[0] == kind] for kind in _COLLECTIVES}
+    return {
+        kind: (sum(times for _, times in each), sum(size * times for size, times in each))
+        for kind, each in sorted(kinds.items())
+        if each
+    }
+
+
+def _computations(text: str) -> dict[str, list[str]]:
+    """The lines of a program's computations by their names; that of the entry is empty."""
+    bodies: dict[str, list[str]] = collections.defaultdict(list)
+    name = ""
     for line in text.splitlines():
-        match = re.search(rf"= (.*?) ({'|'.join(_COLLECTIVES)})(-start)?\(", line)
-        if not match:
-            continue
-        arrays = re.findall(r"\b([a-z]+\d+|pred)\[([\d,]*)\]", match[1])
-        sizes = [
-            _ITEM_BYTES.get(dtype, 4) * math.prod(map(int, filter(None, dims.split(","))))
-            for dtype, dims in arrays
-        ]
-        # The result of a start is its operands and its results.
-        is_pair = match[3] and match[2] != "all-reduce" and len(sizes) > 1
-        found[match[2]][0] += 1
-        found[match[2]][1] += sum(sizes[len(sizes) // 2 :] if is_pair else sizes)
-    return {name: (number, size) for name, (number, size) in sorted(found.items())}
+        if match := re.match(r"(ENTRY )?%?([\w.-]+) .*\{$", line):
+            name = "" if match[1] else match[2]
+        bodies[name].append(line)
+    return bodies
+
+
+def _bytes(result: str, kind: str, start: str | None) -> int:
+    """Of the result of a collective, or of its start, which has its operands before."""
+    arrays = re.findall(r"\b([a-z]+\d+|pred)\[([\d,]*)\]", result)
+    sizes = [
+        _ITEM_BYTES.get(dtype, 4) * math.prod(map(int, filter(None, dims.split(","))))
+        for dtype, dims in arrays
+    ]
+    is_pair = start and kind != "all-reduce" and len(sizes) > 1
+    return sum(sizes[len(sizes) // 2 :] if is_pair else sizes)
 
 
 def _compile(config: Config, data: RunData, batches: Batches, chips: list) -> Any:
