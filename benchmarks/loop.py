@@ -5,8 +5,9 @@
 overhead_us is a step of the loop with a step of the device, and a batch, that take no time: metrics
 read, summed, reported and logged, the next batch taken. fed_target_tokens_per_s is with the run's
 own batches, read, packed and placed by the thread that does so while steps run. loop_step_s and
-step_alone_s are medians of real steps in the loop and waited for one by one, in turn, on the same
-batches. The pauses are what a checkpoint and an evaluation stop training for.
+step_alone_s are of real steps, in the loop and waited for one by one: medians of stretches in
+turn. The others are what a checkpoint (until training goes on, and until it is written) and an
+evaluation take; the first of each compiles.
 """
 
 import contextlib
@@ -30,7 +31,8 @@ from transformer_jax.training.validation import Validation
 
 _CONFIG = flags.DEFINE_string("config", "quickstart", "A ready config's name, or a file.")
 _STEPS = flags.DEFINE_integer("steps", 2000, "Steps that take no time.", lower_bound=1)
-_REAL = flags.DEFINE_integer("real_steps", 20, "Real ones, each way, in turn.", lower_bound=1)
+_TURNS = flags.DEFINE_integer("turns", 5, "Stretches of real ones, each way.", lower_bound=1)
+_STRETCH = 10  # steps
 
 
 @contextlib.contextmanager
@@ -73,30 +75,30 @@ def instant(same_batch: bool) -> dict[str, float]:
 def real() -> dict[str, float]:
     """Medians of real steps, and the pauses of a checkpoint and an evaluation."""
     with opened(10**9) as trainer:
-        in_loop, alone = [], []
-        for number in range(_REAL.value):
-            batch = trainer.layout.place(trainer.batches.batch_at(number))
-            trainer.settle()
-            trainer.advance()  # dispatched; the next waits for it
-            in_loop.append(seconds_of(trainer.advance))
-            trainer.settle()
-            jax.block_until_ready(trainer.state)
+        batch = trainer.layout.place(trainer.batches.batch_at(0))
 
-            def step(batch=batch):
+        def in_loop() -> None:
+            for _ in range(_STRETCH):
+                trainer.advance()
+            trainer.settle()
+
+        def alone() -> None:
+            for _ in range(_STRETCH):
                 trainer.state, metrics = trainer.compiled(trainer.state, batch)
-                return trainer.state, metrics
+                jax.block_until_ready((trainer.state, metrics))
 
-            alone.append(seconds_of(step))
-        start = time.perf_counter()
-        trainer.save()
-        saved = time.perf_counter() - start
-        trainer.checkpoints.wait()
-        result = {
-            "loop_step_s": statistics.median(in_loop),
-            "step_alone_s": statistics.median(alone),
-            "checkpoint_pause_s": saved,
-            "checkpoint_written_s": time.perf_counter() - start,
-        }
+        turns = [
+            [seconds_of(way) / _STRETCH for way in (in_loop, alone)] for _ in range(_TURNS.value)
+        ]
+        medians = map(statistics.median, zip(*turns))
+        result = dict(zip(("loop_step_s", "step_alone_s"), medians))
+        for name in ("checkpoint_first", "checkpoint_again"):
+            start = time.perf_counter()
+            trainer.save()
+            result[f"{name}_s"] = time.perf_counter() - start
+            trainer.checkpoints.wait()
+            result[f"{name}_written_s"] = time.perf_counter() - start
+            trainer.advance()
         if trainer.data.valid:
             validate = Validation(trainer)
             names = "evaluation_first_s", "evaluation_again_s"

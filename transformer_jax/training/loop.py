@@ -208,7 +208,7 @@ def _profile(trainer: Trainer, bar: tqdm, last: int) -> None:
         while trainer.step < last:
             _update(trainer, bar)
         _show(bar, trainer, trainer.settle())
-    logger.info("traced up to step %d: tensorboard --logdir=%s", last, folder)
+    logger.info("traced up to step %d: ui.perfetto.dev opens %s/**/*.trace.json.gz", last, folder)
 
 
 @contextlib.contextmanager

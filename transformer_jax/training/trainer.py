@@ -167,7 +167,8 @@ class Trainer:
         """
         batch, seconds = self._prefetcher.next()
         self.meter.add_wait(seconds)
-        self.state, metrics = self.compiled(self.state, batch)
+        with jax.profiler.StepTraceAnnotation("train", step_num=self.step + 1):
+            self.state, metrics = self.compiled(self.state, batch)
         metrics["signal"] = hosts.largest(signal or 0)
         row = Shape(batch.source.ids.shape[-1], batch.labels.shape[-1])
         before, self._unread = self._unread, (self.step + 1, row, metrics)
