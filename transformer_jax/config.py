@@ -162,6 +162,9 @@ class TrainingConfig(_Fields):
     patience: int = _number(0, 0, _ANY, "Validations without a better; 0 = off.", _EVALUATIONS)
     label_smoothing: float = _number(0.1, 0.0, 0.999, "Probability spread over all tokens.")
     accumulate_steps: int = _number(1, 1, _ANY, "Micro-batches that a batch is computed in.")
+    logits_mib: float = _number(
+        0.0, 0.0, _ANY, "Of float32 logits at once on a device; 0 = 256, on a CPU any."
+    )
     max_skipped: int = _number(5, 0, _ANY, "Updates in a row without a finite gradient.")
     max_loss_ratio: float = _number(0.0, 0.0, _ANY, "Of smoothed loss to its lowest; 0 = any.")
     max_rollbacks: int = _number(3, 0, _ANY, "To the last checkpoint, where either is exceeded.")
@@ -270,7 +273,10 @@ RESUMABLE = frozenset(
         "max_skipped max_loss_ratio max_rollbacks init_from"
     ).split()
 ) | frozenset(f"config.data.{name}" for name in "train valid test vocabulary cache_dir".split())
-_FREE = "config.decoding.", "config.parallel.", "config.model.remat", "config.model.scan_layers"
+_FREE = (
+    *("config.decoding.", "config.parallel.", "config.training.logits_mib"),
+    *("config.model.remat", "config.model.scan_layers"),
+)
 
 
 def differences(old: Config, new: Config) -> list[str]:

@@ -69,13 +69,6 @@ class DataParallel:
 class Sharded:
     """A mesh of the axes data, fsdp and tensor."""
 
-    hooks = {
-        "reduce": lambda tree: tree,  # the sums of the body are over all rows
-        "device_index": lambda: 0,
-        # Every n-th row: those of a micro-batch lie on all devices.
-        "micro_batches": lambda x, n: x.reshape(-1, n, *x.shape[1:]).swapaxes(0, 1),
-    }
-
     def __init__(self, config: Config, all_devices: list[jax.Device] | None = None):
         parallel, all_devices = config.parallel, all_devices or jax.devices()
         split = parallel.fsdp * parallel.tensor
@@ -95,6 +88,35 @@ class Sharded:
         axes = {"axis_types": (AxisType.Auto,) * 3}
         self.mesh = Mesh(np.array(all_devices).reshape(shape), (*ROWS, "tensor"), **axes)
         self.num_rows = data * parallel.fsdp // jax.process_count()
+        self.hooks = {
+            "reduce": lambda tree: tree,  # the sums of the body are over all rows
+            "device_index": lambda: 0,
+            # Every n-th row: those of a micro-batch lie on all devices.
+            "micro_batches": lambda x, n: x.reshape(-1, n, *x.shape[1:]).swapaxes(0, 1),
+            "over_rows": self._over_rows,
+        }
+
+    def _over_rows(self, sums: Callable) -> Callable:
+        """sums(params, rows) of each device's rows, added up.
+
+        XLA left alone would gather the rows of each chunk, or add gradients up after each. Of
+        params, the table and bias of the logits, a device has its part of V by `tensor` alone.
+        """
+        tensor = self.mesh.shape["tensor"]
+
+        def split_alone(x: jax.Array) -> jax.Array:
+            spec = PartitionSpec(None if x.shape[0] % tensor else "tensor")
+            return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, spec))
+
+        each = jax.shard_map(
+            lambda params, rows: jax.lax.psum(sums(params, rows), ROWS),
+            mesh=self.mesh,
+            in_specs=(PartitionSpec(), PartitionSpec(ROWS)),
+            out_specs=PartitionSpec(),
+            axis_names=set(ROWS),
+            check_vma=False,
+        )
+        return lambda params, rows: each(jax.tree.map(split_alone, params), rows)
 
     def shardings(self, tree: Any) -> Any:
         """Where each array of a state lies, by `RULES`; moments lie as their parameters."""

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from builders import tiny_config
 
-from transformer_jax.training import loop, step
+from transformer_jax.training import loop, loss
 from transformer_jax.training.divergence import DivergedError
 from transformer_jax.training.optimizer import learning_rate_schedule
 from transformer_jax.training.trainer import Trainer
@@ -23,15 +23,15 @@ def spoil(monkeypatch, tmp_path):
 
     def spoiled(indices, factor: float) -> None:
         rows = [batches.batch_at(index).labels[0] for index in indices]
-        loss = step.smoothed_cross_entropy
+        whole = loss.smoothed_cross_entropy
 
         def patched(logits_BTV, labels_BT, *arguments):
-            first, *others = loss(logits_BTV, labels_BT, *arguments)
+            first, *others = whole(logits_BTV, labels_BT, *arguments)
             length = labels_BT.shape[1]
             bad = [(labels_BT == row[None, :length]).all(-1).any() for row in rows]
             return first * jnp.where(jnp.array(bad).any(), factor, 1.0), *others
 
-        monkeypatch.setattr(step, "smoothed_cross_entropy", patched)
+        monkeypatch.setattr(loss, "smoothed_cross_entropy", patched)
 
     return spoiled
 

@@ -1,11 +1,21 @@
 """Label-smoothed cross entropy against its definition, value and gradient."""
 
+import functools
+import math
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
-from transformer_jax.training.loss import smoothed_cross_entropy
+from transformer_jax.model.layers import TiedEmbedding
+from transformer_jax.training.loss import (
+    cross_entropy_of_states,
+    max_logits,
+    smoothed_cross_entropy,
+)
 
 VOCAB = 7
 
@@ -57,3 +67,53 @@ def test_large_logits_stay_finite():
         lambda x: smoothed_cross_entropy(x, jnp.array([[1]]), jnp.ones((1, 1)), 0.1)[0]
     )(logits)
     assert np.isfinite(value) and np.isfinite(gradient).all()
+
+
+B, T, DIM = 4, 7, 6
+ALL = B * T * VOCAB * 4  # bytes of the logits
+
+
+@functools.cache
+def of_states(most: float, smoothing: float = 0.1, dtype: str = "float32"):
+    """The sums of a loss of states, gradients of states, table and bias, and the program's text."""
+    random = np.random.default_rng(0)
+    states_BTD = jnp.asarray(random.normal(size=(B, T, DIM)), dtype)
+    labels_BT = random.integers(0, VOCAB, (B, T)).astype(np.int32)
+    weights_BT = (np.arange(T) < np.array([[7], [4], [1], [0]])).astype(np.float32)
+    embedding = TiedEmbedding(VOCAB, DIM, output_bias=True, dtype=dtype, rngs=nnx.Rngs(0))
+    graphdef, params = nnx.split(embedding)
+
+    def loss(params, states_BTD):
+        rows, embedding = (states_BTD, labels_BT, weights_BT), nnx.merge(graphdef, params)
+        sums = cross_entropy_of_states(embedding, rows, smoothing, most, lambda sums: sums)
+        return sums[0] * 0.3, sums
+
+    gradients = jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))
+    compiled = gradients.lower(params, states_BTD).compile()
+    (_, sums), gradients = compiled(params, states_BTD)
+    return jax.tree.leaves((sums, gradients)), compiled.as_text()
+
+
+@pytest.mark.parametrize("positions", [1, 3, 7])
+@pytest.mark.parametrize(
+    ("options", "tolerance"),
+    [((), 1e-5), ((0.0,), 1e-5), ((0.1, "bfloat16"), 1e-2)],
+    ids=["float32", "without smoothing", "bfloat16"],
+)
+def test_chunks_of_positions_have_sums_and_gradients_of_all(options, tolerance, positions):
+    chunks, _ = of_states(ALL * positions / T, *options)
+    for got, wanted in zip(chunks, of_states(math.inf, *options)[0], strict=True):
+        got, wanted = np.float32(got), np.float32(wanted)
+        np.testing.assert_allclose(got, wanted, atol=tolerance * abs(wanted).max())
+        assert got.any()
+
+
+def test_no_array_has_the_logits_of_all_positions():
+    of_all = re.compile(rf"f32\[({B},{T}|{B * T}|{T},{B}),{VOCAB}\]")
+    assert of_all.search(of_states(math.inf)[1])
+    assert not of_all.search(of_states(ALL / 2)[1])
+
+
+def test_only_a_cpu_has_all_logits_at_once_by_default():
+    assert max_logits(0, "cpu") == math.inf
+    assert max_logits(0, "tpu") == max_logits(256, "gpu") == max_logits(256, "cpu") == 2**28

@@ -172,7 +172,7 @@ class RecurrentModel(nnx.Module):
         return jnp.tanh(self.output(both_BTE)).astype(hidden_BTD.dtype)
 
     def _outputs(self, embedded_BTD, hidden_BTD, attended, context: Context, key=None):
-        """Logits [B, T, V], and attention weights [B, T, S] or None, of T steps."""
+        """States [B, T, D] to make logits of, and weights [B, T, S] or None, of T steps."""
         weights_BTS = None
         output_BTD = hidden_BTD
         if self.attention is not None:
@@ -183,11 +183,16 @@ class RecurrentModel(nnx.Module):
                 output_BTD = pairs_BTE.reshape(*pairs_BTE.shape[:-1], -1, 2).max(axis=-1)
             else:
                 output_BTD = self._attentional(hidden_BTD, context_BTD)
-        output_BTD = dropout(output_BTD, self.dropout_rate, key)
-        return self.embedding.logits(output_BTD), weights_BTS
+        return dropout(output_BTD, self.dropout_rate, key), weights_BTS
 
     def decode(self, memory: Memory, target: Tokens, key=None, return_attention=False):
         """Teacher forcing: logits [B, T, V], or (logits, attention)."""
+        states_BTD, attention = self.states(memory, target, key)
+        logits_BTV = self.embedding.logits(states_BTD)
+        return (logits_BTV, attention) if return_attention else logits_BTV
+
+    def states(self, memory: Memory, target: Tokens, key=None):
+        """Teacher forcing up to the logits: states [B, T, D], and the attention there is."""
         steps_key, output_key = split_or_none(key, 2)
         context, state = self._first(memory)
         embedded_TB1D = self.embedding.look_up(target.ids).swapaxes(0, 1)[:, :, None]
@@ -202,10 +207,8 @@ class RecurrentModel(nnx.Module):
         _, steps = jax.lax.scan(step, state, (embedded_TB1D, real_TB1, keys_T))
         # [T, B, 1, ...] -> [B, T, ...]: the outputs of all steps at once.
         steps = jax.tree.map(lambda x: x[:, :, 0].swapaxes(0, 1), steps)
-        logits_BTV, weights_BTS = self._outputs(*steps, context, output_key)
-        if not return_attention:
-            return logits_BTV
-        return logits_BTV, {} if weights_BTS is None else {"cross": weights_BTS[None, :, None]}
+        states_BTD, weights_BTS = self._outputs(*steps, context, output_key)
+        return states_BTD, {} if weights_BTS is None else {"cross": weights_BTS[None, :, None]}
 
     def start(self, memory: Memory, beam_width: int, max_length: int):
         """Context and cache before the first step; the cache is the first states."""
@@ -223,7 +226,7 @@ class RecurrentModel(nnx.Module):
             raise ValueError("the model has no attention")
         state = jax.tree.map(lambda x_RD: x_RD.reshape(*token_BW.shape, -1), cache)
         state, outputs = self._advance(state, self.embedding.look_up(token_BW), context)
-        logits_BWV, weights_BWS = self._outputs(*outputs, context)
+        states_BWD, weights_BWS = self._outputs(*outputs, context)
         cache = jax.tree.map(lambda x_BWD: x_BWD.reshape(token_BW.size, -1), state)
-        result = logits_BWV, context, cache
+        result = self.embedding.logits(states_BWD), context, cache
         return (*result, weights_BWS[None, :, None]) if return_attention else result

@@ -208,6 +208,12 @@ class Transformer(nnx.Module):
 
     def decode(self, memory: Memory, target: Tokens, key=None, return_attention=False):
         """Teacher forcing: logits [B, T, V], or (logits, attention)."""
+        states_BTD, attention = self.states(memory, target, key, return_attention)
+        logits_BTV = self.embedding.logits(states_BTD)
+        return (logits_BTV, attention) if return_attention else logits_BTV
+
+    def states(self, memory: Memory, target: Tokens, key=None, return_attention=False):
+        """Teacher forcing up to the logits: states [B, T, D], and the attention asked for."""
         own_key, *keys = split_or_none(key, 1 + self.num_layers)
         mask_BTT = segment_mask(target.segments, target.segments) & causal_mask(
             target.segments.shape[1]
@@ -225,13 +231,10 @@ class Transformer(nnx.Module):
 
         hidden_BTD = self._embed(target.ids, target.positions, own_key)
         hidden_BTD, attention = self._apply(layer, self.decoder, hidden_BTD, keys)
-        logits_BTV = self._logits(hidden_BTD)
-        return (logits_BTV, attention) if return_attention else logits_BTV
+        return self._last(hidden_BTD), attention
 
-    def _logits(self, hidden_BTD: jax.Array) -> jax.Array:
-        if self.decoder_norm is not None:
-            hidden_BTD = self.decoder_norm(hidden_BTD)
-        return self.embedding.logits(hidden_BTD)
+    def _last(self, hidden_BTD: jax.Array) -> jax.Array:
+        return hidden_BTD if self.decoder_norm is None else self.decoder_norm(hidden_BTD)
 
     def start(self, memory: Memory, beam_width: int, max_length: int):
         """Context and cache before the first step; the cache is each hypothesis' history slots."""
@@ -271,5 +274,6 @@ class Transformer(nnx.Module):
             hidden_BWD, history, weights_BHWS = block(hidden_BWD, attend, cross, cross_mask_B1S)
             histories.append(history)
             weights.append(weights_BHWS)
-        result = self._logits(hidden_BWD), context._replace(history=tuple(histories)), slots_RM
+        logits_BWV = self.embedding.logits(self._last(hidden_BWD))
+        result = logits_BWV, context._replace(history=tuple(histories)), slots_RM
         return (*result, jnp.stack(weights)) if return_attention else result

@@ -1,9 +1,17 @@
 """Label-smoothed cross entropy, and the sums that a step reports."""
 
+import functools
+import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
+
+from transformer_jax.model.layers import TiedEmbedding
+
+_MIB_ON_ACCELERATORS = 256  # a chunk still is 2,000 positions of 32,768 logits
 
 
 class Sums(NamedTuple):
@@ -86,3 +94,81 @@ def _backward(residuals, gradients):
 
 
 _smoothed_cross_entropy.defvjp(_forward, _backward)
+
+
+def max_logits(mib: float, platform: str) -> float:
+    """Bytes of logits that there may be at once, of `config.training.logits_mib`."""
+    return 2**20 * (mib or (math.inf if platform == "cpu" else _MIB_ON_ACCELERATORS))
+
+
+def cross_entropy_of_states(
+    embedding: TiedEmbedding,
+    rows: tuple[jax.Array, jax.Array, jax.Array],
+    smoothing: float,
+    max_logits: float,
+    over_rows: Callable[[Callable], Callable],
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """`smoothed_cross_entropy` of the logits of states, of which a few positions' exist at once.
+
+    Args:
+      embedding: gives the logits.
+      rows: states [B, T, D], labels [B, T], and weights [B, T].
+      smoothing: see there.
+      max_logits: bytes of float32 logits that a device has at once, at least those of one position.
+      over_rows: maps sums(params, rows) over the devices that rows are split over, and adds up.
+    """
+    graphdef, params = nnx.split(embedding)
+    vocab_size = embedding.table.shape[0]
+
+    def sums(params, states_BTD, labels_BT, weights_BT):
+        logits_BTV = nnx.merge(graphdef, params).logits(states_BTD)
+        return smoothed_cross_entropy(logits_BTV, labels_BT, weights_BT, smoothing)
+
+    def in_chunks(params, rows):
+        batch, length = rows[1].shape
+        size = max(int(max_logits / (batch * vocab_size * 4)), 1)
+        number = -(-length // size)
+        size = -(-length // number)
+
+        def split(x):
+            widths = [(0, 0)] * x.ndim
+            widths[1] = (0, number * size - length)
+            return jnp.pad(x, widths).reshape(batch, number, size, *x.shape[2:]).swapaxes(0, 1)
+
+        return _added_up(sums, params, jax.tree.map(split, rows))
+
+    return sums(params, *rows) if max_logits == math.inf else over_rows(in_chunks)(params, rows)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _added_up(sums, params, chunks):
+    """The sums of chunks, [chunks, B, T, ...] each, computed one after the other."""
+
+    def add(total, chunk):
+        return jax.tree.map(jnp.add, total, sums(params, *chunk)), None
+
+    return jax.lax.scan(add, (jnp.float32(0),) * 4, chunks)[0]
+
+
+def _added_with_gradients(sums, params, chunks):
+    # Gradients are computed with the sums: checkpointed, a chunk's logits would be computed twice,
+    # a tenth of the FLOPs of the base model's step.
+    def loss(params, states_BTD, labels_BT, weights_BT):
+        values = sums(params, states_BTD, labels_BT, weights_BT)
+        return values[0], values
+
+    def add(total, chunk):
+        (_, values), gradients = jax.value_and_grad(loss, (0, 1), has_aux=True)(params, *chunk)
+        return jax.tree.map(jnp.add, total, (values, gradients[0])), gradients[1]
+
+    zeros = jax.tree.map(jnp.zeros_like, ((jnp.float32(0),) * 4, params))
+    (values, of_params), of_states = jax.lax.scan(add, zeros, chunks)
+    return values, (of_params, of_states)
+
+
+def _scaled(sums, gradients, cotangents):
+    scaled = jax.tree.map(lambda x: (x * cotangents[0]).astype(x.dtype), gradients)
+    return scaled[0], (scaled[1], None, None)
+
+
+_added_up.defvjp(_added_with_gradients, _scaled)

@@ -4,6 +4,7 @@ A step sums losses, gradients and counts over its tokens, reduces the sums over 
 and divides once, so that batches of unequal length weigh as their tokens do.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -14,7 +15,7 @@ from flax import nnx
 
 from transformer_jax.data.batches import Batch
 from transformer_jax.devices import AXIS
-from transformer_jax.training.loss import Sums, smoothed_cross_entropy
+from transformer_jax.training.loss import Sums, cross_entropy_of_states
 from transformer_jax.training.optimizer import updates_made
 
 
@@ -33,12 +34,22 @@ def items(state: TrainState) -> dict[str, Any]:
     return {name: tree for name, tree in named.items() if tree is not None}
 
 
-def batch_sums(model, batch: Batch, smoothing: float, key=None) -> tuple[jax.Array, Sums]:
-    """The summed loss of a batch, to be differentiated, and all its sums."""
+def _identity(x: Any) -> Any:
+    return x
+
+
+def batch_sums(
+    model, batch: Batch, smoothing: float, key=None, max_logits=math.inf, over_rows=_identity
+) -> tuple[jax.Array, Sums]:
+    """The summed loss of a batch, to be differentiated, and all its sums.
+
+    `max_logits` and `over_rows` are those of `cross_entropy_of_states`.
+    """
     weights_BT = (batch.target.segments != 0).astype(jnp.float32)
     keys = (None, None) if key is None else jax.random.split(key)
-    logits_BTV = model.decode(model.encode(batch.source, keys[0]), batch.target, keys[1])
-    sums = smoothed_cross_entropy(logits_BTV, batch.labels, weights_BT, smoothing)
+    states_BTD, _ = model.states(model.encode(batch.source, keys[0]), batch.target, keys[1])
+    rows = states_BTD, batch.labels, weights_BT
+    sums = cross_entropy_of_states(model.embedding, rows, smoothing, max_logits, over_rows)
     positions = batch.source.ids.size + batch.labels.size
     real = (batch.source.segments != 0).sum() + weights_BT.sum()
     sums = Sums(*sums, weights_BT.sum(), jnp.float32(positions), real.astype(jnp.float32))
@@ -57,6 +68,8 @@ def make_train_step(
     reduce: Callable = lambda tree: jax.lax.psum(tree, AXIS),
     device_index: Callable = lambda: jax.lax.axis_index(AXIS),
     micro_batches: Callable = lambda x, n: x.reshape(n, -1, *x.shape[1:]),
+    max_logits: float = math.inf,
+    over_rows: Callable = _identity,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
     """The body of a train step, a function of the state and one device's rows.
 
@@ -73,11 +86,13 @@ def make_train_step(
       reduce, device_index: sum over devices and number of this one; the identity and 0
         where one program sees all rows.
       micro_batches: splits the rows of an array, to [n, rows, ...].
+      max_logits, over_rows: of the loss, as for `batch_sums`.
     """
 
     def sums_and_gradients(params, batch, key):
         def loss(params):
-            return batch_sums(nnx.merge(graphdef, params), batch, smoothing, key)
+            model = nnx.merge(graphdef, params)
+            return batch_sums(model, batch, smoothing, key, max_logits, over_rows)
 
         (_, sums), gradients = jax.value_and_grad(loss, has_aux=True)(params)
         return sums, gradients
@@ -128,12 +143,15 @@ def make_eval_step(
     *,
     smoothing: float,
     reduce: Callable = lambda tree: jax.lax.psum(tree, AXIS),
+    max_logits: float = math.inf,
+    over_rows: Callable = _identity,
     **_: Callable,
 ) -> Callable[[Any, Batch], Sums]:
     """The body of an evaluation step: the sums of one device's rows, without dropout, reduced."""
 
     def eval_step(params, batch: Batch) -> Sums:
-        _, sums = batch_sums(nnx.merge(graphdef, params), batch, smoothing)
+        model = nnx.merge(graphdef, params)
+        _, sums = batch_sums(model, batch, smoothing, None, max_logits, over_rows)
         return reduce(sums)
 
     return eval_step

@@ -28,6 +28,7 @@ from transformer_jax.sharding import ROWS, Sharded, is_copied
 from transformer_jax.training.chips import CHIPS, Chip
 from transformer_jax.training.compile import bytes_of
 from transformer_jax.training.flops import step_flops
+from transformer_jax.training.loss import max_logits
 from transformer_jax.training.optimizer import learning_rate_schedule, make_optimizer
 from transformer_jax.training.step import TrainState, make_train_step
 
@@ -259,6 +260,7 @@ def _compile(config: Config, data: RunData, batches: Batches, chips: list) -> An
         smoothing=config.training.label_smoothing,
         accumulate_steps=micro_batches,
         ema_decay=config.optimizer.ema_decay,
+        max_logits=max_logits(config.training.logits_mib, chips[0].platform),
         **(layout.hooks if layout else {}),
     )
     rows, row_shape = max(batches.shapes, key=lambda shape: max(shape[1]))

@@ -26,6 +26,7 @@ from transformer_jax.training.chips import peak_flops
 from transformer_jax.training.compile import CompiledSteps, largest_batch
 from transformer_jax.training.divergence import DivergedError, all_finite, was_updated
 from transformer_jax.training.flops import step_flops
+from transformer_jax.training.loss import max_logits
 from transformer_jax.training.metrics import Meter, MetricLog
 from transformer_jax.training.optimizer import learning_rate_schedule, make_optimizer
 from transformer_jax.training.prefetch import Prefetcher
@@ -104,6 +105,7 @@ class Trainer:
             smoothing=training.label_smoothing,
             accumulate_steps=training.accumulate_steps,
             ema_decay=config.optimizer.ema_decay,
+            max_logits=max_logits(training.logits_mib, jax.default_backend()),
             **self.layout.hooks,
         )
         start = time.monotonic()

@@ -21,6 +21,7 @@ from transformer_jax.interruption import Interrupted, Stop
 from transformer_jax.sharding import DataParallel, Sharded
 from transformer_jax.training.compile import CompiledSteps
 from transformer_jax.training.divergence import DivergedError
+from transformer_jax.training.loss import max_logits
 from transformer_jax.training.metrics import means
 from transformer_jax.training.step import make_eval_step
 from transformer_jax.training.trainer import Trainer
@@ -44,10 +45,12 @@ class LossEvaluator:
         tokens_per_batch: int,
         cache: pathlib.Path,
         layout: DataParallel | Sharded,
+        max_logits: float = math.inf,
     ):
         """Compiles for parameters such as `params`, replicated as in training."""
         self._place = layout.place
-        step = layout.parallel(make_eval_step(graphdef, smoothing=smoothing, **layout.hooks))
+        options = {"smoothing": smoothing, "max_logits": max_logits}
+        step = layout.parallel(make_eval_step(graphdef, **options, **layout.hooks))
         rows = bucketed_rows(stores, _NUM_BUCKETS, Growth(), cache)
         batches_of = functools.partial(Batches, tokens_per_batch=tokens_per_batch, seed=None)
         self._compiled = CompiledSteps(step, params, batches_of(stores, rows), place=layout.place)
@@ -72,15 +75,16 @@ class Validation:
 
     def __init__(self, trainer: Trainer):
         """Compiles the step that computes the loss."""
-        self._trainer = trainer
+        self._trainer, training = trainer, trainer.config.training
         self.loss = LossEvaluator(
             trainer.graphdef,
             trainer.params,
             trainer.data.valid,
-            smoothing=trainer.config.training.label_smoothing,
+            smoothing=training.label_smoothing,
             tokens_per_batch=trainer.progress.tokens_per_batch,
             cache=trainer.data.cache,
             layout=trainer.layout,
+            max_logits=max_logits(training.logits_mib, jax.default_backend()),
         )
 
     def __call__(self, stop: Stop) -> list[float]:
