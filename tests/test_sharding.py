@@ -1,17 +1,22 @@
 """A mesh of devices computes what one device does; each holds its part of the state."""
 
+import math
 import shutil
 
 import jax
 import numpy as np
 import optax
 import pytest
-from builders import model_parts, random_batch, tiny_config, tiny_model_config
+from builders import VOCAB_SIZE, model_parts, random_batch, tiny_config, tiny_model_config
+from flax import nnx
 from jax.sharding import PartitionSpec as P
 
 from transformer_jax.config import Config, ParallelConfig
+from transformer_jax.model.layers import TiedEmbedding
 from transformer_jax.sharding import DataParallel, Sharded, layout_of
+from transformer_jax.training.loss import cross_entropy_of_states
 from transformer_jax.training.step import TrainState, make_eval_step, make_train_step
+from transformer_jax.training.targets import collectives
 from transformer_jax.training.trainer import Trainer
 
 
@@ -19,7 +24,7 @@ def layout(data: int, fsdp: int, tensor: int) -> Sharded:
     return Sharded(Config(parallel=ParallelConfig(data, fsdp, tensor)))
 
 
-def trained(layout, accumulate_steps=1):
+def trained(layout, accumulate_steps=1, max_logits=math.inf):
     """Losses of a few steps, and the last state."""
     graphdef, params = model_parts()
     optimizer = optax.adam(0.01)
@@ -30,6 +35,7 @@ def trained(layout, accumulate_steps=1):
         seed=0,
         smoothing=0.1,
         accumulate_steps=accumulate_steps,
+        max_logits=max_logits,
         **layout.hooks,
     )
     step = layout.parallel(body, donate_state=True)
@@ -48,12 +54,18 @@ def expected():
 
 
 @pytest.mark.parametrize(
-    ("axes", "accumulate_steps"),
-    [((4, 1, 1), 1), ((1, 4, 1), 1), ((2, 2, 1), 2), ((1, 2, 2), 1)],
-    ids=["data", "fsdp", "both, in micro-batches", "fsdp and tensor"],
+    ("axes", "options"),
+    [
+        ((4, 1, 1), {}),
+        ((1, 4, 1), {}),
+        ((2, 2, 1), {"accumulate_steps": 2}),
+        ((1, 2, 2), {}),
+        ((1, 2, 2), {"max_logits": 2 * 4 * VOCAB_SIZE * 4}),
+    ],
+    ids=["data", "fsdp", "both, in micro-batches", "fsdp and tensor", "logits in chunks"],
 )
-def test_every_mesh_computes_what_copies_of_the_state_do(expected, axes, accumulate_steps):
-    losses, state = trained(layout(*axes), accumulate_steps)
+def test_every_mesh_computes_what_copies_of_the_state_do(expected, axes, options):
+    losses, state = trained(layout(*axes), **options)
     np.testing.assert_allclose(losses, expected[0], rtol=1e-5)
     for got, wanted in zip(jax.tree.leaves(state), jax.tree.leaves(expected[1]), strict=True):
         np.testing.assert_allclose(got, wanted, atol=1e-3)
@@ -83,6 +95,24 @@ def test_what_an_axis_does_not_divide_stays_whole():
     )
     assert shardings["embedding"]["table"].spec == P(("fsdp", "tensor"), None)
     assert shardings["expand"]["kernel"].spec == P(None, "tensor")
+
+
+@pytest.mark.parametrize("axes", [(4, 1, 1), (1, 4, 1)], ids=["data", "fsdp"])
+def test_chunks_of_the_loss_communicate_once_and_no_rows(axes):
+    of = layout(*axes)
+    graphdef, params = nnx.split(TiedEmbedding(16, 4, rngs=nnx.Rngs(0)))
+    shardings = of.shardings({"embedding": params})["embedding"]
+
+    def loss(params, rows):
+        embedding = nnx.merge(graphdef, params)
+        return cross_entropy_of_states(embedding, rows, 0.1, 1, of.hooks["over_rows"])[0]
+
+    rows = of.place((np.ones((8, 6, 4), np.float32), np.ones((8, 6), int), np.ones((8, 6))))
+    gradient = jax.jit(jax.grad(loss), in_shardings=(shardings, None), out_shardings=shardings)
+    text = gradient.lower(params, rows).compile().as_text()
+    loops, entry = (collectives(part) for part in text.split("ENTRY"))
+    assert not loops and entry["all-reduce"] == (2, 4 + 16 * 4 * 4)
+    assert entry.get("all-gather", (1, 16 * 4 * 4)) == (1, 16 * 4 * 4)  # the table
 
 
 def test_an_evaluation_sums_over_the_mesh():

@@ -1,6 +1,7 @@
 """The train step: devices, micro-batches and packing change nothing; sums are divided once."""
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -72,6 +73,25 @@ def test_micro_batches_equal_one_batch(single_device):
         losses(jax.jit, lambda batch: batch, accumulate_steps=4, **ONE_PROGRAM), single_device
     )
     assert_same(losses(parallel, lambda batch: place(batch, 2), accumulate_steps=2), single_device)
+
+
+def test_logits_of_a_position_at_a_time_equal_all_at_once(single_device):
+    def put(batch):
+        return place(batch, 2)
+
+    assert_same(losses(parallel, put, accumulate_steps=2, max_logits=1), single_device)
+
+
+def test_an_rnn_is_evaluated_in_chunks_too():
+    graphdef, params = model_parts(kind="gru")
+
+    @jax.jit
+    def sums(params):
+        model, batch = nnx.merge(graphdef, params), random_batch(0)
+        return [batch_sums(model, batch, 0.1, max_logits=most)[1] for most in (1, math.inf)]
+
+    chunks, whole = sums(params)
+    np.testing.assert_allclose(chunks, whole, rtol=1e-5)
 
 
 def test_sharded_jit_equals_pmap(single_device):
