@@ -163,7 +163,7 @@ class TrainingConfig(_Fields):
     label_smoothing: float = _number(0.1, 0.0, 0.999, "Probability spread over all tokens.")
     accumulate_steps: int = _number(1, 1, _ANY, "Micro-batches that a batch is computed in.")
     logits_mib: float = _number(
-        0.0, 0.0, _ANY, "Of float32 logits at once on a device; 0 = 256, on a CPU any."
+        0.0, 0.0, _ANY, "Most float32 logits at once on a device, MiB; 0 = 256, on a CPU all."
     )
     max_skipped: int = _number(5, 0, _ANY, "Updates in a row without a finite gradient.")
     max_loss_ratio: float = _number(0.0, 0.0, _ANY, "Of smoothed loss to its lowest; 0 = any.")
