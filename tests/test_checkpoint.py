@@ -1,5 +1,7 @@
 """Checkpoints: bit-exact, checked, kept, averaged, and told of when they are missing."""
 
+import collections
+import concurrent.futures
 import errno
 import itertools
 import json
@@ -8,6 +10,8 @@ import pathlib
 import random
 import shutil
 import sys
+import threading
+import time
 import types
 
 import jax
@@ -19,7 +23,7 @@ import pytest
 from builders import tiny_config
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from transformer_jax.checkpoint import Checkpoints, DamagedError, quiet_orbax
+from transformer_jax.checkpoint import Barriers, Checkpoints, DamagedError, quiet_orbax
 from transformer_jax.checksums import checksums, flatten
 from transformer_jax.config import Config
 from transformer_jax.decoding.options import SearchOptions
@@ -350,6 +354,35 @@ def test_a_save_that_fails_is_a_warning_and_the_next_is_tried(tmp_path, monkeypa
     assert checkpoints.steps() == [4, 2]
     assert checkpoints.restore(4, params=TREE)["run"]["step"] == 4
     checkpoints.close()
+
+
+def test_processes_at_different_barriers_of_a_save_do_not_wait(monkeypatch):
+    """As where writing has failed in one, which goes on to the last barrier."""
+    met = collections.defaultdict(lambda: threading.Barrier(2))
+
+    def wait(*, key, timeout_ms):
+        met[key].wait(timeout_ms / 1000)
+
+    monkeypatch.setattr(ocp.multihost, "get_barrier_sync_fn", lambda: wait)
+    monkeypatch.setattr(Barriers, "SECONDS", 0.5)
+    monkeypatch.setattr(Barriers, "managers", itertools.repeat(0))
+    processes = Barriers(), Barriers()
+
+    def errors(*keys: str) -> list[str]:
+        def failure(process, key):
+            with pytest.raises(OSError, match="another process") as error:
+                process(key=key, timeout_ms=5000)
+            return str(error.value)
+
+        with concurrent.futures.ThreadPoolExecutor(2) as threads:
+            return list(threads.map(failure, processes, keys))
+
+    with concurrent.futures.ThreadPoolExecutor(2) as threads:
+        list(threads.map(lambda x: x(key="written", timeout_ms=5000), processes))
+    errors("written", "end")
+    start = time.monotonic()
+    errors("end", "end")
+    assert time.monotonic() - start < 1
 
 
 def test_what_orbax_and_its_tasks_print_is_quiet_and_nothing_else(caplog, monkeypatch):

@@ -200,6 +200,12 @@ def test_bad_input_gets_one_sentence_and_changes_nothing(config, compared, budge
     assert {path: path.stat().st_mtime_ns for path in workdir.rglob("[!.]*")} == before
 
 
+def test_probes_nested_too_deeply_are_told_as_other_lines(config, compared, tmp_path):
+    (tmp_path / "probes").write_text("[" * 100_000)
+    with pytest.raises(ValueError, match="is not a line of JSON"):
+        compare([f"{config}:lstm_dot"], compared[0], BUDGET, probes=tmp_path / "probes")
+
+
 @pytest.mark.parametrize(
     ("flags", "told"),
     [

@@ -4,6 +4,7 @@ import pathlib
 
 import jax
 import pytest
+from commands import run
 
 from transformer_jax import Config, Translator, train
 from transformer_jax.compare.comparison import Budget, compare
@@ -43,6 +44,14 @@ def test_a_device_that_is_not_there_is_told_first(start, error, tmp_path, monkey
     with pytest.raises(ValueError, match=told):
         STARTS[start](tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("command", ["train.py --config={}/tiny.py", "decode.py"])
+def test_a_command_without_a_device_is_told_in_one_line(home, tmp_path, command):
+    words = f"{command.format(home)} --workdir={tmp_path / 'run'}".split()
+    process = run(home, *words, variables={"JAX_PLATFORMS": "cuda"})
+    assert process.stderr.startswith("error: JAX_PLATFORMS=cuda finds no device here: ")
+    assert process.stderr.count("\n") == 1 and process.returncode == 1
 
 
 def test_a_comparison_without_a_device_is_told_first(tmp_path, monkeypatch):

@@ -8,7 +8,7 @@ import signal
 import socket
 
 import pytest
-from commands import metrics, start
+from commands import metrics, run, start
 
 from transformer_jax import hosts
 
@@ -24,29 +24,27 @@ MORE = {
 
 
 @contextlib.contextmanager
-def started(home, workdir, *flags: str, count: int = 2):
-    """Processes of one run."""
+def started(home, *commands: list):
+    """Processes of one job, each with its command."""
     with socket.socket() as free, contextlib.ExitStack() as stack:
         free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
-        common = [f"--config.{name}={value}" for name, value in MORE.items()]
-        common += [f"--config={home / 'tiny.py'}", f"--workdir={workdir}", *flags]
-        if count > 1:
-            common += [f"--coordinator={address}", f"--num_processes={count}"]
-        processes = [
-            stack.enter_context(
-                start(
-                    home,
-                    "train.py",
-                    *common,
-                    *([f"--process_id={index}"] if count > 1 else []),
-                    variables=TWO_DEVICES,
-                )
-            )
-            for index in range(count)
-        ]
+        job = [f"--coordinator=127.0.0.1:{free.getsockname()[1]}"]
+        job += [f"--num_processes={len(commands)}"]
+        processes = []
+        for index, command in enumerate(commands):
+            if len(commands) > 1:
+                command = [*command, *job, f"--process_id={index}"]
+            process = start(home, *command, variables=TWO_DEVICES)
+            processes.append(stack.enter_context(process))
         free.close()
         yield processes
+
+
+def training(home, workdir, *flags: str, count: int = 2):
+    """Processes of one run."""
+    common = [f"--config.{name}={value}" for name, value in MORE.items()]
+    common += [f"--config={home / 'tiny.py'}", f"--workdir={workdir}", *flags]
+    return started(home, *[["train.py", *common]] * count)
 
 
 def ended(processes) -> list[str]:
@@ -62,9 +60,9 @@ def losses(workdir) -> list[float]:
 
 def test_two_processes_train_as_one_stop_together_and_go_on_as_a_mesh_and_as_one(home, tmp_path):
     test = f"--config.data.test=text:{home / 'corpus'}"
-    with started(home, tmp_path / "one", test, count=1) as processes:
+    with training(home, tmp_path / "one", test, count=1) as processes:
         assert ended(processes)[0] == 0
-    with started(home, tmp_path / "two", "--config.training.num_steps=1000000") as processes:
+    with training(home, tmp_path / "two", "--config.training.num_steps=1000000") as processes:
         for line in processes[0].stderr:
             if "step 2:" in line:
                 processes[1].send_signal(signal.SIGUSR1)  # to the one that logs nothing
@@ -75,7 +73,7 @@ def test_two_processes_train_as_one_stop_together_and_go_on_as_a_mesh_and_as_one
     assert str(step) in os.listdir(tmp_path / "two/checkpoints")
     last, mesh = max(step, 8), ("--config.parallel.fsdp=2", "--config.parallel.tensor=2")
     steps = f"--config.training.num_steps={last}"
-    with started(home, tmp_path / "two", test, steps, *mesh) as processes:
+    with training(home, tmp_path / "two", test, steps, *mesh) as processes:
         status, log, _ = ended(processes)
     assert status == 0 and f"resuming after step {step}" in log
     assert losses(tmp_path / "two")[:8] == pytest.approx(losses(tmp_path / "one"), rel=1e-5)
@@ -84,18 +82,35 @@ def test_two_processes_train_as_one_stop_together_and_go_on_as_a_mesh_and_as_one
     if step <= 8:
         assert scores[0]["chrf"] == pytest.approx(scores[1]["chrf"])
     steps = f"--config.training.num_steps={last + 2}"
-    with started(home, tmp_path / "two", steps, count=1) as processes:
+    with training(home, tmp_path / "two", steps, count=1) as processes:
         assert ended(processes)[0] == 0
     assert len(losses(tmp_path / "two")) == last + 2
 
 
 def test_what_fails_in_one_process_ends_all_with_one_sentence(home, tmp_path):
     (tmp_path / "taken").mkdir()
-    with started(home, tmp_path / "taken", "--config.data.train=text:/nowhere") as processes:
+    with training(home, tmp_path / "taken", "--config.data.train=text:/nowhere") as processes:
         status, *errors = ended(processes)
     assert status == 1
     for error in errors:
         assert "\nerror: process 0: there is no file /nowhere" in f"\n{error}"
+
+
+def test_two_processes_decode_as_one_or_end_together_and_go_on(trained, home, tmp_path):
+    workdir, (source, whole, output) = trained[0], (tmp_path / x for x in ("in", "whole", "out"))
+    source.write_text("seven\n\ntwo hundred\none hundred and one\nsix\n")
+    command = ["decode.py", f"--workdir={workdir}", "--n_best=2"]
+    assert run(home, *command, f"--input={source}", f"--output={whole}").returncode == 0
+    command.append(f"--output={output}")
+    with started(home, *([*command, f"--input={x}"] for x in (source, "none"))) as processes:
+        status, *errors = ended(processes)
+    reason = "a job of several processes needs --corpus, or an --input that is a file; --input=none"
+    assert status == 1 and all(f"\nerror: process 1: {reason}" in f"\n{x}" for x in errors)
+    command.append(f"--input={source}")
+    with started(home, command, command) as processes:
+        assert ended(processes)[0] == 0
+    assert output.read_bytes() == whole.read_bytes()
+    assert sorted(x.name for x in tmp_path.iterdir()) == ["in", "out", "whole"]
 
 
 @pytest.mark.parametrize(
@@ -144,3 +159,19 @@ def test_one_process_agrees_with_itself():
     assert hosts.share(7) == slice(0, 7) and hosts.is_first() and hosts.largest(15) == 15
     with pytest.raises(FileNotFoundError), hosts.together():
         raise FileNotFoundError
+
+
+@pytest.mark.parametrize(
+    ("error", "raised", "status"),
+    [
+        (RuntimeError("Gloo AllGather failed: Connection closed by peer"), SystemExit, 134),
+        (RuntimeError("a defect"), RuntimeError, 1),
+    ],
+)
+def test_a_process_that_others_wait_for_does_not_wait(monkeypatch, error, raised, status):
+    at_exit = []
+    monkeypatch.setattr("jax.distributed.is_initialized", lambda: True)
+    monkeypatch.setattr("atexit.register", lambda *call: at_exit.append(call))
+    with pytest.raises(raised), hosts.leaving_on_errors():
+        raise error
+    assert at_exit == [(os._exit, status)]

@@ -94,3 +94,17 @@ def test_a_program_notes_one_and_has_its_handlers_back(number):
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
     assert signal.getsignal(number) == before
+
+
+def test_a_second_signal_is_the_programs():
+    """As a notebook's, which must be able to be ended."""
+    seen = []
+    before = signal.signal(signal.SIGTERM, lambda number, _: seen.append(number))
+    try:
+        with noted() as stop:
+            signal.raise_signal(signal.SIGTERM)
+            assert stop.signal == signal.SIGTERM and not seen
+            signal.raise_signal(signal.SIGTERM)
+            assert seen == [signal.SIGTERM]
+    finally:
+        signal.signal(signal.SIGTERM, before)

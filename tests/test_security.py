@@ -210,6 +210,21 @@ def test_a_link_is_not_followed_by_a_lock_nor_is_what_it_names_emptied(tmp_path)
     assert (tmp_path / "outside").read_text() == "precious"
 
 
+@pytest.mark.parametrize("name", [".lock", "config.json", "vocabulary.model", "metrics.jsonl"])
+def test_a_pipe_in_place_of_a_file_of_a_workdir_is_told_and_not_waited_for(run, name):
+    (run / name).unlink(missing_ok=True)
+    os.mkfifo(run / name)
+    with pytest.raises(ValueError, match=rf"{name} is neither a file nor a folder"):
+        train(short_config(), run)
+
+
+def test_checkpoints_are_not_written_to_a_folder_elsewhere(run, tmp_path):
+    (run / "checkpoints").rename(tmp_path / "elsewhere")
+    (run / "checkpoints").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ValueError, match="checkpoints is a symbolic link"):
+        train(short_config(), run)
+
+
 @pytest.mark.parametrize("suffix", ["", ".gz", ".xz"])
 def test_a_line_of_a_corpus_that_has_no_end_is_told(tmp_path, suffix):
     path = tmp_path / f"lines{suffix}"

@@ -9,6 +9,7 @@ restores flipped bytes without a word. The record has a checksum of its own.
 import contextlib
 import errno
 import gc
+import itertools
 import json
 import logging
 import os
@@ -28,7 +29,7 @@ from orbax.checkpoint import checkpoint_managers
 
 from transformer_jax import hosts
 from transformer_jax.checksums import checksums, flatten, unflatten
-from transformer_jax.storage import atomic_write, from_json
+from transformer_jax.storage import atomic_write, from_json, regular, removed, unlinked
 
 FOLDER = "checkpoints"  # of a workdir
 RECORD = pathlib.Path("run", "metadata")  # of a checkpoint
@@ -37,6 +38,7 @@ logger = logging.getLogger(__name__)
 
 _ITEMS = ("params", "optimizer", "ema", "run")
 _VERSION = 2  # of this layout
+_ELSEWHERE = "another process could not write it"
 # What its threads print names one of its files, or is of TensorStore or its event loop.
 _ORBAX = re.compile(r"[/\\]orbax[/\\]|tensorstore|Event loop is closed")
 
@@ -90,10 +92,13 @@ def check_shapes(what: str, arrays: Any, expected: Any) -> None:
 
 
 class Checkpoints:
-    """The checkpoints of a workdir; all processes of a run call its methods together."""
+    """The checkpoints of a workdir."""
 
     def __init__(self, workdir: str | os.PathLike, keep: int = 1, *, create: bool = False):
-        """Keeps the latest `keep` and the best one; only reads unless `create`."""
+        """Keeps the latest `keep` and the best one; only reads unless `create`.
+
+        With `create` all processes of a run call its methods together; else each for itself.
+        """
         self.folder = pathlib.Path(workdir).resolve() / FOLDER
         self._keep, self._create = keep, create
         self._records: dict[int, dict] = {}
@@ -101,20 +106,22 @@ class Checkpoints:
         self._failure = ""  # of the last save
         self._opened: ocp.CheckpointManager | None = None
         if create:
+            with hosts.together():
+                if hosts.is_first():
+                    unlinked(self.folder).mkdir(parents=True, exist_ok=True)
             self._remove_cut_saves()
             self._manager()
 
     def _manager(self) -> ocp.CheckpointManager:
         """Orbax's manager, opened anew after a save that failed."""
-        if not self._opened:
+        if not self._create:
+            self._opened = self._opened or self._reader()
+        elif not self._opened:
             options = ocp.CheckpointManagerOptions(
-                create=False, read_only=True, save_interval_steps=0, lightweight_initialize=True
+                preservation_policy=types.SimpleNamespace(should_preserve=self._preserved),
+                save_decision_policy=checkpoint_managers.FixedIntervalPolicy(1),
+                async_options=ocp.AsyncOptions(barrier_sync_fn=Barriers()),
             )
-            if self._create:
-                options = ocp.CheckpointManagerOptions(
-                    preservation_policy=types.SimpleNamespace(should_preserve=self._preserved),
-                    save_decision_policy=checkpoint_managers.FixedIntervalPolicy(1),
-                )
             self._opened = ocp.CheckpointManager(self.folder, item_names=_ITEMS, options=options)
         return self._opened
 
@@ -138,7 +145,7 @@ class Checkpoints:
           ValueError: another version of this package has written it.
         """
         with self._damage_told(step):
-            record = from_json((self.folder / str(step) / RECORD).read_bytes())
+            record = from_json(regular(self.folder / str(step) / RECORD).read_bytes())
             old = "checksum" not in record and isinstance(record["checksums"]["params"], int)
             if not old and (record.pop("checksum") != _checksum(record) or record["step"] != step):
                 raise ValueError("the run record is not what was saved (checksum)")
@@ -203,6 +210,10 @@ class Checkpoints:
         exists = step in hosts.gather(self.steps())[0]
         self._records[step], self._saving = record, step
         with self._failure_told():
+            self._try_folder()
+        if self._saving is None:
+            return
+        with self._failure_told():
             if exists:
                 self._replace_record(step, sealed)
                 return
@@ -234,6 +245,14 @@ class Checkpoints:
         if self._failure:
             raise OSError(self._failure)
 
+    def _try_folder(self) -> None:
+        """OSError where the first process cannot write, for which the others would wait minutes."""
+        if hosts.is_first():
+            trial = self.folder / "trial.orbax-checkpoint-tmp"
+            with removed(trial):
+                trial.mkdir(exist_ok=True)
+                (trial / "file").write_bytes(bytes(4096))
+
     @contextlib.contextmanager
     def _failure_told(self) -> Iterator[None]:
         """Turns an error of the disk into a warning, and forgets the checkpoint being saved."""
@@ -245,8 +264,10 @@ class Checkpoints:
             if not isinstance(cause, OSError):
                 raise
             reason = cause.strerror or str(cause)
-        if not (reason := next(filter(None, hosts.gather(reason)), "")):
+        reasons = sorted(filter(None, hosts.gather(reason)), key=_ELSEWHERE.__eq__)
+        if not reasons:
             return
+        reason = reasons[0]
         self._failure = f"checkpoint {self._saving} cannot be written to {self.folder}: {reason}"
         logger.warning("%s; training goes on, and the next save is tried", self._failure)
         self._records.pop(self._saving, None)
@@ -270,11 +291,12 @@ class Checkpoints:
         """
         arguments = {item: ocp.args.StandardRestore(flatten(tree)) for item, tree in like.items()}
         try:
-            with _agreed():
+            with _agreed() if self._create else contextlib.nullcontext():
                 trees = {"run": self.record(step)}
                 with self._damage_told(step):
                     self._check_files(step, like)
-                    reader = self._reader() if jax.process_count() > 1 else self._manager()
+                    alone = self._create and jax.process_count() > 1
+                    reader = self._reader() if alone else self._manager()
                     restored = reader.restore(step, args=ocp.args.Composite(**arguments))
             with self._damage_told(step):  # of checksums, which all processes compute together
                 for item, tree in like.items():
@@ -295,7 +317,11 @@ class Checkpoints:
             primary_host=own, active_processes={own}, barrier_sync_key_prefix=f"reader{own}"
         )
         options = ocp.CheckpointManagerOptions(
-            create=False, read_only=True, save_interval_steps=0, multiprocessing_options=alone
+            create=False,
+            read_only=True,
+            save_interval_steps=0,
+            lightweight_initialize=True,
+            multiprocessing_options=alone,
         )
         return ocp.CheckpointManager(self.folder, item_names=_ITEMS, options=options)
 
@@ -340,9 +366,9 @@ class Checkpoints:
         names = (f"damaged-{step}{suffix}" for suffix in ("", *map("-{}".format, range(2, 100))))
         free = next(self.folder / name for name in names if not (self.folder / name).exists())
         hosts.barrier("quarantine")  # all have looked for a free name
-        if hosts.is_first():
-            (self.folder / str(step)).rename(free)
-        hosts.barrier("quarantined")
+        with hosts.together():
+            if hosts.is_first():
+                (self.folder / str(step)).rename(free)
         gc.collect()  # as after a failed save
         logger.warning("checkpoint %d is set aside, as %s", step, free.name)
         self._manager().reload()
@@ -364,6 +390,33 @@ class Checkpoints:
             if self._saving is not None:
                 reason = _machine_error(error) or error
                 logger.warning("checkpoint %d: %s: %s", self._saving, self.folder, reason)
+
+
+class Barriers:
+    """Barriers at which the processes of a save wait; where one is at another, none waits longer.
+
+    Orbax' own would be waited at for 20 minutes for a process that has failed, which waits at the
+    save's last.
+    """
+
+    managers = itertools.count()
+    SECONDS = 20  # from which on a process that is not at the same barrier is at another
+
+    def __init__(self):
+        self._name, self._count, self._broken = f"save {next(self.managers)}", 0, False
+
+    def __call__(self, *, key: str, timeout_ms: int) -> None:
+        """Raises OSError unless all are at the barrier of this key."""
+        wait = ocp.multihost.get_barrier_sync_fn()
+        self._count += 1
+        try:
+            if self._broken:
+                raise TimeoutError
+            wait(key=f"{self._name}.{self._count}", timeout_ms=timeout_ms)
+            wait(key=f"{self._name}.{self._count}.{key}", timeout_ms=1000 * self.SECONDS)
+        except (RuntimeError, TimeoutError) as error:
+            self._broken = True
+            raise OSError(errno.ECANCELED, _ELSEWHERE) from error
 
 
 @contextlib.contextmanager
@@ -391,13 +444,16 @@ def _checksum(record: dict[str, Any]) -> int:
 def _machine_error(error: BaseException) -> OSError | MemoryError | None:
     """The error of the operating system or of memory that caused an error of Orbax, if one did."""
     cause: BaseException | None = error
+    elsewhere = None
     while cause:
         # TensorStore raises ValueError, with the number of the system's error in its text.
         if found := re.search(r"os_error_code='(\d+)'", str(cause)):
             return OSError(int(found[1]), os.strerror(int(found[1])))
-        if isinstance(cause, OSError) and cause.errno is not None:
+        if isinstance(cause, OSError) and cause.errno == errno.ECANCELED:
+            elsewhere = cause  # after an error of this process, perhaps
+        elif isinstance(cause, OSError) and cause.errno is not None:
             return cause
         if isinstance(cause, MemoryError) or "RESOURCE_EXHAUSTED" in str(cause):
             return MemoryError(str(cause))
         cause = cause.__cause__ or cause.__context__
-    return None
+    return elsewhere

@@ -92,6 +92,19 @@ class Parser:
                 help = f"{row.help} {more}"
                 self.flag(row.name, None, help, kind=kind, parse=str, metavar=metavar)
 
+    def process_flags(self) -> None:
+        """The arguments of `hosts.initialize`."""
+        self.section("processes on several hosts")
+        self.flag(
+            "coordinator",
+            "",
+            "Address of process 0, or auto to ask JAX. Slurm, Open MPI and GKE's TPU slices need "
+            "none.",
+            metavar="HOST:PORT",
+        )
+        self.flag("num_processes", 0, "Processes of the job, each with the same command.")
+        self.flag("process_id", -1, "Of this one, from 0.")
+
     def option_flags(self, options: type) -> None:
         """A flag for each field of a dataclass of options."""
         for leaf in dataclasses.fields(options):

@@ -6,11 +6,14 @@ A run of one process is the case in which nothing has to be agreed.
 import atexit
 import contextlib
 import functools
+import glob
 import importlib.util
 import json
 import logging
 import os
 import pathlib
+import signal
+import sys
 import uuid
 from collections.abc import Iterator
 from typing import Any
@@ -20,6 +23,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from transformer_jax.interruption import Interrupted
+from transformer_jax.storage import removed
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +50,7 @@ def initialize(coordinator: str = "", num_processes: int = 0, process_id: int = 
         )
     if not (any(given) or _launched()):
         return
-    # Several processes on CPUs need it; and its SIGTERM handler would take the place of ours.
+    # Several processes on CPUs need the one; the other is a handler of SIGTERM in place of ours.
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.config.update("jax_enable_preemption_service", False)
     arguments = (coordinator, num_processes, process_id) if all(given) else ()
@@ -62,12 +66,19 @@ def initialize(coordinator: str = "", num_processes: int = 0, process_id: int = 
 
 @contextlib.contextmanager
 def leaving_on_errors() -> Iterator[None]:
-    """Where the body fails, has the process end without waiting for the others, which may wait."""
+    """Where the body fails, has the process end without waiting for the others, which may wait.
+
+    Where another has ended, in a sentence, with the status of JAX's own abort.
+    """
     try:
         yield
-    except BaseException:
-        if jax.process_count() > 1:
-            atexit.register(os._exit, 1)  # before JAX's own, which waits
+    except BaseException as error:
+        lost = "Gloo" in str(error)  # other collectives wait, until JAX aborts the process
+        if jax.distributed.is_initialized():  # which asks for no devices
+            # Before JAX's own function, which waits.
+            atexit.register(os._exit, 128 + signal.SIGABRT if lost else 1)
+        if lost:
+            sys.exit("error: another process of the job has ended; the same command goes on")
         raise
 
 
@@ -126,18 +137,21 @@ def check_equal(what: str, value: Any) -> None:
         raise ValueError(f"the processes differ in {what}: {values}")
 
 
-def check_shared(folder: pathlib.Path) -> None:
-    """ValueError where the processes do not see the same files in a folder."""
-    probe = folder / f".shared-{gather(uuid.uuid4().hex)[0]}"
-    with together():
-        if is_first():
-            probe.touch()
-    found = gather(probe.exists())
-    with together():
-        if is_first():
-            probe.unlink()
+def check_shared(name: pathlib.Path) -> None:
+    """ValueError where the processes do not see the same files, of names that begin with this."""
+    if jax.process_count() == 1:
+        return
+    probe = name.with_name(f"{name.name}-{gather(uuid.uuid4().hex)[0]}")
+    with contextlib.ExitStack() as stack:
+        with together():
+            if is_first():
+                for left in probe.parent.glob(f"{glob.escape(name.name)}-*"):  # by a kill
+                    left.unlink()
+                stack.enter_context(removed(probe))
+                probe.touch()
+        found = gather(probe.exists())
     if not all(found):
-        raise ValueError(f"{folder} is not on a file system that all processes share")
+        raise ValueError(f"{probe.parent} is not on a file system that all processes share")
 
 
 @contextlib.contextmanager

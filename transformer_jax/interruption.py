@@ -30,10 +30,8 @@ class Stop:
     def __init__(self):
         self.signal: Signals | None = None
 
-    def note(self, number: int, frame: FrameType | None = None) -> None:
-        """Notes a signal; as a handler, raises KeyboardInterrupt at a second Ctrl-C."""
-        if self.signal and number == signal.SIGINT:
-            raise KeyboardInterrupt
+    def note(self, number: int) -> None:
+        """Notes a signal."""
         self.signal = Signals(number)
         logger.warning("%s: saving before the end; a second signal ends at once", self.signal.name)
 
@@ -109,19 +107,27 @@ def undone(undo: Callable[[], None]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def noted() -> Iterator[Stop]:
-    """Signals within the body are noted, for the body to end soon.
+    """The first signal within the body is noted, for the body to end soon.
 
     In a thread other than the main one of a program that imports the package, none are.
     """
     global _stop
     stop, handlers = Stop(), {}
+
+    def restore() -> None:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+    def note(number: int, frame: FrameType | None) -> None:
+        restore()  # so that a second signal does what it would do without us
+        stop.note(number)
+
     if any(signal.getsignal(number) is _leave_to_thread for number in NUMBERS):
         _stop = stop
     elif threading.current_thread() is threading.main_thread():
-        handlers = {number: signal.signal(number, stop.note) for number in _obeyed()}
+        handlers = {number: signal.signal(number, note) for number in _obeyed()}
     try:
         yield stop
     finally:
         _stop = None
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
+        restore()

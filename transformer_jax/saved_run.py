@@ -20,7 +20,7 @@ from transformer_jax.config import Config, differences
 from transformer_jax.data.vocabulary import Vocabulary
 from transformer_jax.devices import check_devices
 from transformer_jax.model.build import abstract_model
-from transformer_jax.storage import local_folder
+from transformer_jax.storage import local_folder, regular
 
 CONFIG_FILE, VOCABULARY_FILE = "config.json", "vocabulary.model"
 
@@ -33,7 +33,7 @@ def read_config(workdir: pathlib.Path) -> Config:
     """The config of a run; ValueError, naming the file, where it is none."""
     path = workdir / CONFIG_FILE
     try:
-        return Config.from_json(path.read_text(encoding="utf-8"))
+        return Config.from_json(regular(path).read_text(encoding="utf-8"))
     except ValueError as error:
         hint = f"; each {FOLDER}/*/{RECORD} has a copy of it, under 'config'"
         has_copy = any((workdir / FOLDER).glob(f"[0-9]*/{RECORD}"))
@@ -54,7 +54,7 @@ def check_origin(workdir: pathlib.Path, config: Config) -> None:
         except (DamagedError, FileNotFoundError):
             continue
         name = workdir / VOCABULARY_FILE
-        if hashlib.sha256(name.read_bytes()).hexdigest() != record["vocabulary"]:
+        if hashlib.sha256(regular(name).read_bytes()).hexdigest() != record["vocabulary"]:
             raise ValueError(
                 f"{name} is not the vocabulary that checkpoint {step} was saved with: it was "
                 "damaged or replaced; put back the one of that run"

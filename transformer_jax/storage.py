@@ -62,6 +62,21 @@ def from_json(text: str | bytes) -> Any:
         raise ValueError("JSON that is nested too deeply") from None
 
 
+def regular(path: str | os.PathLike) -> pathlib.Path:
+    """A path that is to be read; ValueError where a pipe has its name, which would never end."""
+    path = pathlib.Path(path)
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise ValueError(f"{path} is neither a file nor a folder")
+    return path
+
+
+def unlinked(path: pathlib.Path) -> pathlib.Path:
+    """A path of a workdir that is to be written; ValueError where a link or a pipe has its name."""
+    if path.is_symlink():
+        raise ValueError(f"{path} is a symbolic link; what it names would be written")
+    return regular(path)
+
+
 @contextlib.contextmanager
 def atomic_write(path: str | os.PathLike, mode: str = "w", **options) -> Iterator[IO]:
     """Opens a new file that replaces `path` if the body succeeds, else is removed.
@@ -101,10 +116,9 @@ def lock(path: pathlib.Path, waiting_for: str = "") -> Iterator[bool]:
 
     Raises:
       BlockingIOError: another process holds it, and `waiting_for`, a note for the log, is empty.
-      ValueError: the file is a symbolic link.
+      ValueError: the file is a symbolic link or a pipe.
     """
-    if path.is_symlink():
-        raise ValueError(f"{path} is a symbolic link; expected a file, or none")
+    unlinked(path)
     # As the link may be planted after that check; what is there is not emptied.
     with open(path, "a", opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW)) as file:
         held = True

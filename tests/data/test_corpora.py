@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from builders import read_pairs
 
-from transformer_jax.data.corpora import Corpus, Pair, parse_corpora
+from transformer_jax.data.corpora import Corpus, Pair, grouped, parse_corpora
 
 WRITERS = {"": open, ".gz": gzip.open, ".xz": lzma.open}
 ENGLISH = [f"line {i} ü" for i in range(5)]
@@ -407,3 +407,11 @@ def test_numbers_are_words_of_the_languages_and_always_the_same(languages, words
 def test_numbers_of_an_unknown_split_or_language():
     assert "numbers:train" in error_of("numbers:dev")
     assert "no language 'xx'" in error_of("numbers:valid", "en", "xx")
+
+
+def test_long_pairs_come_in_small_groups_and_others_in_large_ones():
+    long, short = Pair("x" * 2**20, "y" * 2**20), Pair("x", "y")
+    pairs = [long] * 3 + [short] * 7
+    groups = list(grouped(pairs, 4))
+    assert [pair for group in groups for pair in group] == pairs
+    assert [len(group) for group in groups] == [2, 4, 4]

@@ -206,6 +206,15 @@ def test_a_sample_is_of_all_texts_and_holds_each_once(size):
     assert sample.characters == set("abcd0123456789")
 
 
+def test_a_sample_of_long_texts_is_smaller(monkeypatch):
+    corpus = [Pair(f"{i:010}", f"{i:010}") for i in range(500)]
+    monkeypatch.setattr(vocabulary_module, "MAX_CHARACTERS", 1000)
+    texts = draw_sample([corpus], "bpe", False, "identity", 10**6).texts
+    assert 50 <= len(texts) <= 100 and max(texts) > "0000000400"
+    monkeypatch.setattr(vocabulary_module, "MAX_CHARACTERS", 10_000)
+    assert len(draw_sample([corpus], "bpe", False, "identity", 10**6).texts) == 1000
+
+
 def test_a_sample_favours_no_place():
     """Neither the first corpus nor the last: of tens, each gives a tenth."""
     corpora = [[Pair(f"{corpus}", f"{corpus}")] * 1000 for corpus in range(10)]

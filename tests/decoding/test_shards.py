@@ -8,7 +8,7 @@ from transformer_jax.decoding.shards import fingerprint, share, unfinished, with
 
 @pytest.mark.parametrize(("total", "count"), [(10, 3), (2, 5), (0, 2), (7, 7), (1, 1)])
 def test_each_line_is_in_one_shard(total, count):
-    shards = [share(total, index, count) for index in range(count)]
+    shards = [share(range(total), index, count) for index in range(count)]
     assert [line for lines in shards for line in lines] == list(range(total))
     assert max(map(len, shards)) - min(map(len, shards)) <= 1
 

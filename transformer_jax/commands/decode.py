@@ -7,7 +7,8 @@ is translated, and with --score too the translations are scored against the targ
 one JSON line is printed. With --attention_html a page is written, once all lines are
 translated or Ctrl-C is pressed, that shows what the model attended to. With --shard=0/8 the first
 eighth of the lines is answered; the same command again completes an output that was interrupted,
-and the outputs of all shards, one after the other, are that of the whole.
+and the outputs of all shards, one after the other, are that of the whole. The processes of a job
+on several hosts share the lines of --input or --corpus so, and join their answers to --output.
 """
 
 import contextlib
@@ -70,6 +71,8 @@ _NEED = (
     ("alignment_head", "alignments"),
     ("shard", "output"),
 )
+# Flags that change no answer; what files contain does.
+_IDLE = set("input output prefix_file workdir coordinator num_processes process_id".split())
 
 
 def add_flags(parser: cli.Parser) -> None:
@@ -98,72 +101,81 @@ def add_flags(parser: cli.Parser) -> None:
         parser.flag(f"alignment_{name}", None, help, kind=int)
     parser.section("search")
     parser.option_flags(SearchOptions)
+    parser.process_flags()
 
 
 def run(flags: FlagValues) -> None:
     """Translates, scores or aligns."""
     _check(flags)
-    if flags.shard and os.path.exists(flags.output):
-        print(f"{flags.output} is there already, and so is whole", file=sys.stderr)
-        return
-    from transformer_jax.data.text_files import open_text, raw_lines
-    from transformer_jax.decoding.streaming import (
-        Writer,
-        score_lines,
-        translate_lines,
-        with_prefixes,
-    )
-    from transformer_jax.decoding.translator import Translator
-    from transformer_jax.figures.attention_page import AttentionLines, check_page
+    from transformer_jax import hosts
+    from transformer_jax.devices import check_devices
 
-    options = SearchOptions(
-        **{x.name: getattr(flags, x.name) for x in dataclasses.fields(SearchOptions)}
-    )
-    with contextlib.ExitStack() as files:
-        lines = None if flags.corpus else files.enter_context(_opened_input(flags))
-        if flags.attention_html:
-            check_page(flags.attention_html, _open_files(flags))
-        prefix_lines = iter(())
-        if name := flags.prefix_file:
-            prefix_lines = raw_lines(files.enter_context(open_text(name)), name)
-        translator = Translator.from_workdir(
-            *flags.workdir, checkpoint=flags.checkpoint or "best", average=flags.average
+    hosts.initialize(flags.coordinator, flags.num_processes, flags.process_id)
+    with hosts.leaving_on_errors(), contextlib.ExitStack() as files:
+        check_devices()
+        with hosts.together():
+            in_parts = _in_parts(flags)
+            is_whole = in_parts and os.path.exists(flags.output)
+        if any(hosts.gather(is_whole)):
+            print(f"{flags.output} is there already, and so is whole", file=sys.stderr)
+            return
+        options = SearchOptions(
+            **{x.name: getattr(flags, x.name) for x in dataclasses.fields(SearchOptions)}
         )
-        align = _alignment_settings(flags, translator)
-        allocator.keep_freed_memory()
-        # Mistakes are reported before the output is opened, and so emptied.
-        translator.check(options, prefix=flags.prefix, align=align)
+        with hosts.together():  # mistakes are reported before the output is opened, and so emptied
+            lines, prefix_lines = _opened_texts(flags, files)
+            translator, align = _checked_translator(flags, options)
+            part_of = _part_of(flags, translator, options) if in_parts else None
+        if flags.score:
+            _score(flags, translator, options)
+            return
         output, part = None, range(sys.maxsize)
-        if flags.shard:
-            output, part = files.enter_context(_opened_shard(flags, translator, options))
-        name, corpora, groups = _lines(flags, translator, lines, part)
-        attention = None
-        if flags.attention_html:
-            attention = AttentionLines(translator, name=name, options=options)
+        if part_of:
+            output, part = files.enter_context(_opened_part(flags, *part_of))
+        name, groups = _lines(flags, translator, lines, part)
         output = output or files.enter_context(_opened_output(flags))
-        as_json = flags.format == "json"
-        writer = Writer(output, translator.vocabulary, as_json=as_json, scores=flags.scores)
         if lines is not None and lines.isatty():
             print("Waiting for lines to translate; Ctrl-D ends.", file=sys.stderr)
-        settings = {"name": name, "align": align}
-        if flags.score:
-            _score(translator, corpora, options, output)
-        elif flags.score_pairs:
-            score_lines(translator, groups, writer, options, **settings)
-        else:
-            # Neither among the answers nor among the lines of a log.
-            progress = not flags.interactive and sys.stderr.isatty() and not output.isatty()
-            settings |= {"attention": attention, "progress": progress}
-            groups = with_prefixes(groups, _prefixes(flags, prefix_lines, part), name)
-            with _page(attention, flags):
-                translate_lines(translator, groups, writer, options, **settings)
+        prefixes = _prefixes(flags, prefix_lines, part)
+        _answer(flags, translator, options, groups, output, prefixes, name=name, align=align)
 
 
-def _score(translator, corpora, options: SearchOptions, output: BinaryIO) -> None:
+def _answer(flags, translator, options, groups, output, prefixes, *, name, align) -> None:
+    """Writes the answers to groups of lines."""
+    from transformer_jax import hosts
+    from transformer_jax.decoding import streaming
+    from transformer_jax.figures.attention_page import AttentionLines
+
+    settings = {"name": name, "align": align}
+    as_json = flags.format == "json"
+    writer = streaming.Writer(output, translator.vocabulary, as_json=as_json, scores=flags.scores)
+    if flags.score_pairs:
+        streaming.score_lines(translator, groups, writer, options, **settings)
+        return
+    attention = None
+    if flags.attention_html:
+        attention = AttentionLines(translator, name=name, options=options)
+    # Neither among the answers nor among the lines of a log.
+    shown = hosts.is_first() and sys.stderr.isatty() and not output.isatty()
+    settings |= {"attention": attention, "progress": shown and not flags.interactive}
+    groups = streaming.with_prefixes(groups, prefixes, name)
+    with _page(attention, flags):
+        streaming.translate_lines(translator, groups, writer, options, **settings)
+
+
+def _score(flags: FlagValues, translator, options: SearchOptions) -> None:
+    from transformer_jax import hosts
     from transformer_jax.evaluation import score_translator
 
-    scores, _ = score_translator(translator, corpora, options)
-    output.write((json.dumps(scores) + "\n").encode())
+    with contextlib.ExitStack() as files:
+        with hosts.together():
+            corpora = [(corpus, list(corpus)) for corpus in _corpora(flags, translator)]
+            if hosts.is_first():
+                output = files.enter_context(_opened_output(flags))
+        scores, _ = score_translator(translator, corpora, options)
+        with hosts.together():
+            if hosts.is_first():
+                output.write((json.dumps(scores) + "\n").encode())
 
 
 def _format(text: str) -> str:
@@ -192,10 +204,55 @@ def _check(flags: FlagValues) -> None:
             raise ValueError(f"--{name} needs --{other}")
     if flags.average < 1:
         raise ValueError(f"--average={flags.average} must be at least 1")
-    if flags.shard and not (flags.corpus or os.path.isfile(flags.input)):
-        raise ValueError("--shard needs --corpus, or an --input that is a file: it is read twice")
-    if flags.shard and os.path.exists(flags.output) and not os.path.isfile(flags.output):
-        raise ValueError(f"--output={flags.output} is not a file, which a shard needs")
+
+
+def _in_parts(flags: FlagValues) -> bool:
+    """Whether this process answers a part of the lines; ValueError where it cannot."""
+    import jax
+
+    in_job = jax.process_count() > 1 and not flags.score
+    what = "a job of several processes" if in_job else "--shard"
+    if not (in_job or flags.shard):
+        return False
+    if flags.attention_html:
+        raise ValueError(f"{what} and --attention_html do not go together")
+    if not flags.output:
+        raise ValueError(f"{what} needs --output")
+    if os.path.exists(flags.output) and not os.path.isfile(flags.output):
+        raise ValueError(f"--output={flags.output} is not a file, which {what} needs")
+    if not (flags.corpus or os.path.isfile(flags.input)):
+        name = f"--input={flags.input}" if flags.input else "standard input"
+        raise ValueError(f"{what} needs --corpus, or an --input that is a file; {name} is none")
+    return True
+
+
+def _opened_texts(flags: FlagValues, files: contextlib.ExitStack):
+    """The file of lines, or None of a corpus, and the lines of that of prefixes."""
+    from transformer_jax.data.text_files import open_text, raw_lines
+    from transformer_jax.figures.attention_page import check_page
+
+    lines = None if flags.corpus else files.enter_context(_opened_input(flags))
+    if flags.attention_html:
+        check_page(flags.attention_html, _open_files(flags))
+    prefix_lines = iter(())
+    if name := flags.prefix_file:
+        prefix_lines = raw_lines(files.enter_context(open_text(name)), name)
+    return lines, prefix_lines
+
+
+def _checked_translator(flags: FlagValues, options: SearchOptions):
+    """The model, and the settings of alignments; ValueError where the flags do not suit it."""
+    from transformer_jax.decoding.translator import Translator
+
+    translator = Translator.from_workdir(
+        *flags.workdir, checkpoint=flags.checkpoint or "best", average=flags.average
+    )
+    align = _alignment_settings(flags, translator)
+    allocator.keep_freed_memory()
+    translator.check(options, prefix=flags.prefix, align=align)
+    if flags.attention_html:
+        translator.check_attention()
+    return translator, align
 
 
 def _alignment_settings(flags: FlagValues, translator) -> dict[str, Any] | None:
@@ -216,23 +273,21 @@ def _corpora(flags: FlagValues, translator) -> list["Corpus"]:
 
 
 def _lines(flags: FlagValues, translator, file: BinaryIO | None, part: range):
-    """Where the lines are from, the corpora that they are of, and those of a part in groups."""
+    """Where the lines are from, and those of a part in groups."""
     from transformer_jax.decoding import shards, streaming
 
     name = flags.corpus or flags.input or "standard input"
     if flags.corpus:
-        corpora = _corpora(flags, translator)
-        if not flags.shard:  # mistakes in them are reported before an answer, as by a shard's count
-            corpora = [(corpus, list(corpus)) for corpus in corpora]
-            return name, corpora, streaming.of_pairs(pair for _, pairs in corpora for pair in pairs)
-        pairs = itertools.chain.from_iterable(corpora)
-        return name, [], shards.within(streaming.of_pairs(pairs), part)
+        pairs = itertools.chain.from_iterable(_corpora(flags, translator))
+        if part.stop == sys.maxsize:  # mistakes are reported before an answer, as by a part's count
+            pairs = list(pairs)
+        return name, shards.within(streaming.of_pairs(pairs), part)
     groups = streaming.arriving(file, name)
     groups = _one_by_one(groups) if flags.interactive else shards.within(groups, part)
     groups = streaming.numbered(groups, name, part.start + 1)
     if flags.target_language:
         groups = streaming.with_tag(groups, flags.target_language, translator.vocabulary)
-    return name, [], streaming.with_targets(groups) if flags.score_pairs else groups
+    return name, streaming.with_targets(groups) if flags.score_pairs else groups
 
 
 def _prefixes(flags: FlagValues, lines: Iterator[bytes], part: range) -> Iterator[str] | str:
@@ -245,15 +300,14 @@ def _prefixes(flags: FlagValues, lines: Iterator[bytes], part: range) -> Iterato
     return (decoded(line, name, number) for number, line in numbered)
 
 
-@contextlib.contextmanager
-def _opened_shard(flags: FlagValues, translator, options) -> Iterator[tuple[BinaryIO, range]]:
-    """The output of a shard, and which lines, from 0, it lacks answers for."""
+def _part_of(flags: FlagValues, translator, options: SearchOptions) -> tuple[str, range, int]:
+    """A hash of what answers depend on, the lines to answer, and how many an answer has."""
     from transformer_jax.data.text_files import open_text, raw_lines
     from transformer_jax.decoding import shards
 
-    files = {"input", "output", "prefix_file", "workdir"}  # by what they are, not by name
-    settings = [(name, flags[name].value) for name in sorted(cli.given(flags) - files)]
-    settings.append(repr(translator.resolved(options)))
+    settings = [(name, flags[name].value) for name in sorted(cli.given(flags) - _IDLE)]
+    options = translator.resolved(options)
+    settings.append(repr(options))
     names = filter(None, (flags.input, flags.prefix_file))
     states = [(x.st_size, x.st_mtime_ns) for x in map(os.stat, names)]
     if flags.corpus:
@@ -265,9 +319,21 @@ def _opened_shard(flags: FlagValues, translator, options) -> Iterator[tuple[Bina
             total = sum(1 for _ in raw_lines(file, flags.input, cut=True))
     key = shards.fingerprint(translator.models.params, settings, states)
     is_single = flags.score_pairs or flags.format == "json"
-    lines_each = 1 if is_single else translator.resolved(options).n_best
+    lines = shards.share(range(total), *flags.shard or (0, 1))
+    return key, lines, 1 if is_single else options.n_best
+
+
+@contextlib.contextmanager
+def _opened_part(
+    flags: FlagValues, key: str, lines: range, lines_each: int
+) -> Iterator[tuple[BinaryIO, range]]:
+    """The file for this process' part of lines, and those that it lacks answers for."""
+    from transformer_jax import hosts
+    from transformer_jax.decoding import shards
+
+    mine = lines[hosts.share(len(lines))]
     with shards.unfinished(flags.output, key, lines_each) as (file, answers):
-        yield file, shards.share(total, *flags.shard)[answers:]
+        yield file, mine[answers:]
 
 
 @contextlib.contextmanager

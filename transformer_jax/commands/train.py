@@ -50,15 +50,7 @@ def add_flags(parser: cli.Parser) -> None:
         parse=_steps,
         metavar="FIRST:LAST",
     )
-    parser.section("processes on several hosts")
-    parser.flag(
-        "coordinator",
-        "",
-        "Address of process 0, or auto to ask JAX. Slurm, Open MPI and GKE's TPU slices need none.",
-        metavar="HOST:PORT",
-    )
-    parser.flag("num_processes", 0, "Processes of the run, each with the same command.")
-    parser.flag("process_id", -1, "Of this one, from 0.")
+    parser.process_flags()
     parser.config_flags()
 
 

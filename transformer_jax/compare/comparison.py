@@ -18,7 +18,7 @@ from transformer_jax.compare.children import ChildError, in_child
 from transformer_jax.compare.plan import Budget, Run, plan
 from transformer_jax.data.corpora import Corpus, Pair
 from transformer_jax.saved_run import CONFIG_FILE
-from transformer_jax.storage import atomic_write, local_folder
+from transformer_jax.storage import atomic_write, from_json, local_folder
 from transformer_jax.training.metrics import finite
 from transformer_jax.training.run import locked
 
@@ -102,7 +102,7 @@ def _probes(path: str | os.PathLike) -> dict[str, Any]:
     probes = {"initial_gradients": {}, "layer_costs": [], "gradient_by_distance": {}}
     for line in pathlib.Path(path).read_text(encoding="utf-8").splitlines() if path else ():
         try:
-            probes |= dict(json.loads(line))
+            probes |= dict(from_json(line))
         except (TypeError, ValueError):
             raise ValueError(
                 f"{path}: {line[:40]!r} is not a line of JSON as benchmarks/layer_cost.py and "
@@ -177,7 +177,7 @@ def _cached(path: pathlib.Path, key: Any, make: Callable[[], dict[str, Any]]) ->
     """What a file holds, if that was made of the same key; else it gets what `make` returns."""
     digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()
     with contextlib.suppress(FileNotFoundError, ValueError, TypeError, KeyError):
-        cached = json.loads(path.read_text(encoding="utf-8"))
+        cached = from_json(path.read_text(encoding="utf-8"))
         if cached["of"] == digest:
             return dict(cached["made"])
     made = make()

@@ -6,7 +6,6 @@ gives back all memory, that of the accelerator too.
 
 import contextlib
 import copy
-import json
 import logging
 import os
 import pathlib
@@ -27,7 +26,7 @@ from transformer_jax.decoding.translator import Translation, Translator
 from transformer_jax.devices import check_devices
 from transformer_jax.evaluation import bleu_tokenizer
 from transformer_jax.saved_run import CONFIG_FILE, VOCABULARY_FILE, read_config
-from transformer_jax.storage import removed
+from transformer_jax.storage import from_json, removed
 from transformer_jax.training.loop import train
 from transformer_jax.training.metrics import FILE as METRICS_FILE
 from transformer_jax.training.run import load_data
@@ -147,7 +146,7 @@ def _learning_curves(workdir: pathlib.Path) -> dict[str, Any]:
         return round(tokens * later / step) if step else None
 
     for line in (workdir / METRICS_FILE).read_text(encoding="utf-8").splitlines():
-        record = json.loads(line)
+        record = from_json(line)
         training = "loss" in record
         if training:
             seconds = record["seconds_per_step"] * (record["step"] - step)
@@ -156,7 +155,7 @@ def _learning_curves(workdir: pathlib.Path) -> dict[str, Any]:
         if training:
             names = ("loss", "perplexity", "gradient_norm")
             loss_curve.append(point | {name: record[name] for name in names})
-        else:
+        elif "valid_loss" in record:  # not an event
             names = ("loss", "perplexity", "bleu", "chrf")
             valid_curve.append(point | {name: record[f"valid_{name}"] for name in names})
     updates = read_config(workdir).training.num_steps

@@ -26,7 +26,7 @@ import hashlib
 import itertools
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, BinaryIO, NamedTuple
 
 from transformer_jax.data import downloads, numbers, text_files
@@ -40,6 +40,22 @@ class Pair(NamedTuple):
 
     source: str
     target: str
+
+
+_GROUP_CHARACTERS = 1 << 22  # SentencePiece needs about 80 bytes for each
+
+
+def grouped(pairs: Iterable[Pair], max_pairs: int) -> Iterator[list[Pair]]:
+    """Pairs in lists of at most `max_pairs`; of fewer where they are long."""
+    group, room = [], _GROUP_CHARACTERS
+    for pair in pairs:
+        group.append(pair)
+        room -= len(pair[0]) + len(pair[1])
+        if len(group) == max_pairs or room <= 0:
+            yield group
+            group, room = [], _GROUP_CHARACTERS
+    if group:
+        yield group
 
 
 @dataclasses.dataclass(frozen=True)

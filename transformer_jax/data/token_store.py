@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from transformer_jax.data.corpora import Corpus
+from transformer_jax.data.corpora import Corpus, grouped
 from transformer_jax.data.vocabulary import UNK, Vocabulary
 from transformer_jax.storage import Writer, cached
 
@@ -138,7 +138,6 @@ def _write(chunks: Iterable[Chunk], writer: Writer, dtype: np.dtype) -> dict[str
 
 def tokenize(corpus: Corpus, vocabulary: Vocabulary, filters: Filters) -> Iterator[Chunk]:
     """Tokenises a corpus chunk by chunk, in order; a bar on stderr shows what takes long."""
-    pairs = iter(corpus)
     tag = f"{corpus.tag} " if corpus.tag else ""
     with tqdm(
         unit=" pairs",
@@ -146,7 +145,7 @@ def tokenize(corpus: Corpus, vocabulary: Vocabulary, filters: Filters) -> Iterat
         mininterval=0.5 if sys.stderr.isatty() else 10,
         delay=3,
     ) as bar:
-        while chunk := list(itertools.islice(pairs, CHUNK)):
+        for chunk in grouped(corpus, CHUNK):
             yield _tokenize(*zip(*chunk), vocabulary, filters, tag)
             bar.update(len(chunk))
 

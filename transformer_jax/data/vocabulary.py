@@ -11,7 +11,6 @@ import io
 import itertools
 import math
 import os
-import pathlib
 import random
 import re
 import unicodedata
@@ -23,7 +22,7 @@ from google.protobuf.message import DecodeError
 from sentencepiece import sentencepiece_model_pb2 as protocol
 
 from transformer_jax.data.corpora import Pair
-from transformer_jax.storage import atomic_write
+from transformer_jax.storage import atomic_write, regular
 
 PAD, BOS, EOS, UNK = 0, 1, 2, 3
 
@@ -31,6 +30,7 @@ PAD, BOS, EOS, UNK = 0, 1, 2, 3
 # first, since a corpus of few words may need more for many pieces.
 SAMPLE_SENTENCES = 200_000
 SENTENCES_A_PIECE = 7
+MAX_CHARACTERS = 1 << 27  # of a sample
 # SentencePiece leaves out lines of more than 4,192 bytes, and a character has at most 4.
 _CHUNK = re.compile(r".{1,1000}(?!\S)|.{1,1000}", re.DOTALL)
 _RESERVED = "\u2585"  # SentencePiece leaves out the lines that have it
@@ -71,7 +71,7 @@ class Vocabulary:
     @classmethod
     def load(cls, path: str | os.PathLike) -> "Vocabulary":
         """Reads a SentencePiece model file."""
-        return cls(pathlib.Path(path).read_bytes(), str(path))
+        return cls(regular(path).read_bytes(), str(path))
 
     @classmethod
     def train(
@@ -204,15 +204,15 @@ def draw_sample(
 ) -> Sample:
     """At most `size` texts for `Vocabulary.train` with these options; reads the corpora once.
 
-    Reservoir sampling (Vitter 1985, algorithm R). SentencePiece's own draws others in each
-    process.
+    Reservoir sampling (Vitter 1985, algorithm R); too long texts are halved in number, at random.
+    SentencePiece's own draws others in each process.
     """
     if kind == "bytes":  # needs no text
         return Sample([], [], None)
     sources_alone = normalization == SOURCES_ALONE and kind != "symbols"
     normalize = normalized_source if sources_alone else str
     characters = None if byte_fallback or kind == "symbols" else set()
-    chance, texts, sizes, number = random.Random(0), [], [], 0
+    chance, texts, sizes, number, held = random.Random(0), [], [], 0, 0
     for corpus in corpora:
         first = number
         for source, target in corpus:
@@ -223,7 +223,14 @@ def draw_sample(
                 if number <= size:
                     texts.append(text)
                 elif (index := int(chance.random() * number)) < size:
+                    held -= len(texts[index])
                     texts[index] = text
+                else:
+                    continue
+                if (held := held + len(text)) > MAX_CHARACTERS:
+                    size = len(texts) // 2
+                    texts = chance.sample(texts, size)
+                    held = sum(map(len, texts))
         sizes.append((number - first) // 2)
     if characters and normalization not in (SOURCES_ALONE, "identity"):
         rule = sentencepiece.SentencePieceNormalizer(rule_name=normalization)

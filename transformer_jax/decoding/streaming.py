@@ -4,6 +4,7 @@ A line's number in its file is its id throughout.
 """
 
 import gzip
+import itertools
 import json
 import logging
 import lzma
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from transformer_jax.data.corpora import Pair, language_tag
+from transformer_jax.data.corpora import Pair, grouped, language_tag
 from transformer_jax.data.text_files import MAX_LINE, raw_lines, text_of_line
 from transformer_jax.data.vocabulary import UNK, Vocabulary
 from transformer_jax.decoding.alignment import Alignment
@@ -127,9 +128,9 @@ def numbered(
 
 def of_pairs(pairs: Iterable[Pair]) -> Iterator[list[Line]]:
     """The pairs of a corpus as lines."""
-    lines = (Line(n, pair.source, pair.target) for n, pair in enumerate(pairs, 1))
-    while group := list(islice(lines, MAX_GROUP)):
-        yield group
+    number = itertools.count(1)
+    for group in grouped(pairs, MAX_GROUP):
+        yield [Line(next(number), pair.source, pair.target) for pair in group]
 
 
 def with_targets(groups: Iterable[Sequence[Line]]) -> Iterator[list[Line]]:

@@ -24,7 +24,7 @@ from transformer_jax.decoding.translator import Translator
 from transformer_jax.devices import peak_memory
 from transformer_jax.evaluation import score_translator, summary
 from transformer_jax.interruption import Interrupted, Stop, noted
-from transformer_jax.storage import atomic_write, local_folder
+from transformer_jax.storage import atomic_write, local_folder, unlinked
 from transformer_jax.training.divergence import DivergedError
 from transformer_jax.training.metrics import report_line
 from transformer_jax.training.trainer import Trainer
@@ -203,7 +203,7 @@ def _check_profile(steps: tuple[int, int] | None, done: int, config: Config) -> 
 
 def _profile(trainer: Trainer, bar: tqdm, last: int) -> None:
     """Traces the steps up to `last`, with nothing but updates among them."""
-    folder = trainer.workdir / "profile"
+    folder = unlinked(trainer.workdir / "profile")
     with jax.profiler.trace(str(folder)):
         while trainer.step < last:
             _update(trainer, bar)
@@ -239,11 +239,14 @@ def score_test(config: Config, workdir: pathlib.Path) -> dict[str, Any]:
     with hosts.together():
         test = parse_corpora(data.test, *languages, language_tags=data.language_tags)
         corpora = [(corpus, list(corpus)) for corpus in test]
-    scores, translations = score_translator(Translator.from_workdir(workdir), corpora)
+        translator = Translator.from_workdir(workdir)
+    scores, translations = score_translator(translator, corpora)
+    with hosts.together():
+        if hosts.is_first():
+            with atomic_write(workdir / TEST_FILE) as file:
+                file.write(json.dumps(scores) + "\n")
     if not hosts.is_first():
         return scores
-    with atomic_write(workdir / TEST_FILE) as file:
-        file.write(json.dumps(scores) + "\n")
     pairs = itertools.chain.from_iterable(pairs for _, pairs in corpora)
     for pair, translation in itertools.islice(zip(pairs, translations), _SAMPLES):
         print(f"source      {pair.source}")

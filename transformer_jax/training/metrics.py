@@ -10,7 +10,7 @@ from typing import Any
 from tqdm import tqdm
 
 from transformer_jax import hosts
-from transformer_jax.storage import atomic_write, from_json
+from transformer_jax.storage import atomic_write, from_json, regular, unlinked
 from transformer_jax.training.loss import Sums
 
 FILE = "metrics.jsonl"
@@ -115,7 +115,7 @@ class MetricLog:
         self._file = self._board = None
         if not hosts.is_first():
             return
-        path = workdir / FILE
+        path = regular(workdir / FILE)
         kept = []
         if path.exists():
             lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
@@ -128,7 +128,7 @@ class MetricLog:
             from tensorboardX import SummaryWriter
         except ImportError:
             return
-        self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
+        self._board = SummaryWriter(str(unlinked(workdir / "tensorboard")), purge_step=step + 1)
 
     def write(self, step: int, values: dict[str, Any]) -> None:
         """Appends a line of JSON, and TensorBoard's scalars."""

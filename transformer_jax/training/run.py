@@ -225,7 +225,8 @@ def start_state(
         return state, progress
     state = jax.jit(initial, out_shardings=shardings)()
     if config.training.init_from:
-        params = _params_of_run(config.training.init_from, like.params, data.vocabulary)
+        with hosts.together():
+            params = _params_of_run(config.training.init_from, like.params, data.vocabulary)
         state = state._replace(params=layout.put(params), ema=state.ema and layout.put(params))
     return state, Progress(data.fingerprint)
 

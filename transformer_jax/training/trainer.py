@@ -67,7 +67,7 @@ class Trainer:
             with hosts.together():
                 if hosts.is_first():
                     stack.enter_context(locked(self.workdir))
-            hosts.check_shared(self.workdir)
+            hosts.check_shared(self.workdir / ".shared")
             with hosts.together():
                 self.config = config = check_owner(self.workdir, config)
                 self.data = load_data(self.workdir, config)
@@ -81,7 +81,7 @@ class Trainer:
             with hosts.together():
                 if hosts.is_first():
                     save_run_metadata(self.workdir, config, self.data.vocabulary)
-            self.log = MetricLog(self.workdir, self.step, self.progress.evaluated)
+                self.log = MetricLog(self.workdir, self.step, self.progress.evaluated)
             stack.callback(lambda: self.log.close())
             self._stack = stack.pop_all()
 
