@@ -268,7 +268,8 @@ def go_on_unread(name: str) -> None:
         return
     raw = io.BufferedWriter(_Unread(stream.fileno(), "w", closefd=False))
     options = {"encoding": stream.encoding, "errors": stream.errors}
-    setattr(sys, name, io.TextIOWrapper(raw, line_buffering=stream.line_buffering, **options))
+    options["line_buffering"] = stream.line_buffering or stream.write_through
+    setattr(sys, name, io.TextIOWrapper(raw, **options))
 
 
 class _Unread(io.FileIO):
