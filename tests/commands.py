@@ -6,7 +6,13 @@ import pathlib
 import subprocess
 import sys
 
+import jaxlib
+
 ROOT = pathlib.Path(__file__).parents[1]
+# What is compiled in tests runs a few times: to optimise it takes four fifths of compiling.
+COMPILE_FAST = "--xla_backend_optimization_level=0"
+if jaxlib.__version__.startswith("0.10."):  # newer versions have no other way, and no such flag
+    COMPILE_FAST += " --xla_cpu_use_fusion_emitters=false"
 CONFIG = """
 from transformer_jax.config import Config
 
@@ -30,7 +36,7 @@ _OWN = "XLA_", "JAX_", "TRANSFORMER_JAX_"  # variables of the tests' own process
 def start(home, *command, variables=(), **options) -> subprocess.Popen:
     environment = {k: v for k, v in os.environ.items() if not k.startswith(_OWN)}
     environment |= {"XDG_CACHE_HOME": str(home / "cache"), "JAX_PLATFORMS": "cpu"}
-    environment |= dict(variables)
+    environment |= {"XLA_FLAGS": COMPILE_FAST} | dict(variables)
     pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
     command = [sys.executable, *map(str, command)]
     return subprocess.Popen(command, cwd=ROOT, env=environment, text=True, **pipes | options)

@@ -10,16 +10,11 @@ import signal
 import sys
 import tempfile
 
-import jaxlib
+from commands import COMPILE_FAST, CONFIG, run_training
 
-# What is compiled here runs a few times: to optimise it takes four fifths of compiling.
-os.environ["XLA_FLAGS"] = " ".join(
-    [
-        "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0",
-        # Newer versions have no other way, and no such flag.
-        "--xla_cpu_use_fusion_emitters=false" * jaxlib.__version__.startswith("0.10."),
-        os.environ.get("XLA_FLAGS", ""),  # of two values the last counts
-    ]
+os.environ["XLA_FLAGS"] = (
+    f"{COMPILE_FAST} --xla_force_host_platform_device_count=4 "
+    + os.environ.get("XLA_FLAGS", "")  # of two values of a flag the last counts
 )
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["TRANSFORMER_JAX_MALLOC"] = "default"  # also where a command runs in this process
@@ -27,7 +22,6 @@ os.environ["TRANSFORMER_JAX_MALLOC"] = "default"  # also where a command runs in
 import hypothesis
 import jax
 import pytest
-from commands import CONFIG, run_training
 
 from transformer_jax import interruption
 

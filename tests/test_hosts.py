@@ -8,11 +8,11 @@ import signal
 import socket
 
 import pytest
-from commands import metrics, run, start
+from commands import COMPILE_FAST, metrics, run, start
 
 from transformer_jax import hosts
 
-TWO_DEVICES = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+TWO_DEVICES = {"XLA_FLAGS": f"{COMPILE_FAST} --xla_force_host_platform_device_count=2"}
 MORE = {
     "model.dropout_rate": 0,
     "training.num_steps": 8,
