@@ -142,24 +142,31 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, caplog):
 def test_a_mean_of_parameters_is_kept_resumed_evaluated_and_decoded_with(tmp_path):
     config = tiny_config(optimizer={"ema_decay": 0.75}, data={"valid": "numbers:valid"})
     whole = run(config, tmp_path / "whole", 2)
-    run(config, tmp_path / "parts", 1)
+    half = run(config, tmp_path / "parts", 1)
     resumed = run(config, tmp_path / "parts", 1)
     assert_equal_to_the_bit(resumed, whole)
     params = jax.tree.leaves(whole.state.params)
-    one = jax.tree.leaves(run(config, tmp_path / "1", 1).state.params)
+    one = jax.tree.leaves(half.state.params)
     initial = jax.tree.leaves(run(config, tmp_path / "start", 0).state.params)
     for a, b, c, mean in zip(initial, one, params, jax.tree.leaves(whole.state.ema), strict=True):
         expected = 0.75 * (0.75 * np.asarray(a) + 0.25 * np.asarray(b)) + 0.25 * np.asarray(c)
         np.testing.assert_allclose(mean, expected, atol=1e-6)
     used = jax.tree.leaves(Translator.from_workdir(tmp_path / "whole").models.params)
     for x, mean in zip(used, jax.tree.leaves(whole.params), strict=True):
-        np.testing.assert_array_equal(x, mean)
+        np.testing.assert_array_equal(x, np.reshape(mean, x.shape))  # its one layer by itself
     assert whole.params is whole.state.ema
 
 
-def test_init_from_starts_with_the_other_runs_parameters_and_vocabulary(tmp_path):
-    first = run(tiny_config(), tmp_path / "first", 2)
-    config = tiny_config(data={"max_pairs": 150}, training={"init_from": str(tmp_path / "first")})
+@pytest.fixture(scope="module")
+def first(tmp_path_factory):
+    """A run of two updates, and its workdir."""
+    workdir = tmp_path_factory.mktemp("first")
+    return run(tiny_config(), workdir, 2), workdir
+
+
+def test_init_from_starts_with_the_other_runs_parameters_and_vocabulary(first, tmp_path):
+    first, workdir = first
+    config = tiny_config(data={"max_pairs": 150}, training={"init_from": str(workdir)})
     second = Trainer(config, tmp_path / "second")
     second.close()
     assert second.step == 0
@@ -175,22 +182,10 @@ def test_init_from_starts_with_the_other_runs_parameters_and_vocabulary(tmp_path
         Trainer(config, tmp_path / "third")
 
 
-def test_init_from_another_shape_says_which_parameter(tmp_path):
-    run(tiny_config(), tmp_path / "first", 1)
-    config = tiny_config(
-        model={"feed_forward_dim": 8}, training={"init_from": str(tmp_path / "first")}
-    )
-    with pytest.raises(ValueError, match=r"another model: decoder\.0\.feed_forward.*, expected"):
-        Trainer(config, tmp_path / "second")
-
-
-def test_what_is_refused_changes_nothing_in_the_workdir(tmp_path):
+def test_what_is_refused_changes_nothing_in_the_workdir(first, tmp_path):
     """The config is kept only once the run is open, so that a mended command is accepted."""
-    run(tiny_config(), tmp_path / "first", 1)
-    wrong = tiny_config(
-        model={"feed_forward_dim": 8}, training={"init_from": str(tmp_path / "first")}
-    )
-    with pytest.raises(ValueError, match="is of another model"):
+    wrong = tiny_config(model={"feed_forward_dim": 8}, training={"init_from": str(first[1])})
+    with pytest.raises(ValueError, match=r"of another model: decoder\.feed_forward.*, expected"):
         Trainer(wrong, tmp_path / "second")
     Trainer(tiny_config(), tmp_path / "second").close()
     kept = (tmp_path / "second/config.json").read_text()
@@ -207,8 +202,8 @@ def test_one_process_a_workdir(tmp_path):
     Trainer(tiny_config(), tmp_path).close()
 
 
-def test_checkpoints_without_their_config_are_not_trained_over(tmp_path):
-    run(tiny_config(), tmp_path, 1)
+def test_checkpoints_without_their_config_are_not_trained_over(first, tmp_path):
+    shutil.copytree(first[1], tmp_path, dirs_exist_ok=True)
     vocabulary = (tmp_path / "vocabulary.model").read_bytes()
     (tmp_path / "config.json").unlink()
     with pytest.raises(ValueError, match=r"has checkpoints but no config\.json"):
@@ -254,17 +249,13 @@ def test_a_corpus_that_changed_is_not_resumed_on(tmp_path):
         Trainer(config, tmp_path / "run")
 
 
-@pytest.mark.parametrize("changed", ["weights", "order", "number"])
-def test_a_mixture_that_changed_is_not_resumed_on(tmp_path, changed):
+def test_a_mixture_that_changed_is_not_resumed_on(tmp_path):
     run(tiny_config(data=MIXTURE), tmp_path, 1)
     german, french = MIXTURE["train"].split(",")
-    other = {
-        "weights": f"{german[:-1]}1,{french}",
-        "order": f"{french},{german}",
-        "number": german,
-    }[changed]
-    with pytest.raises(ValueError, match=r"config\.data\.train|the training corpus"):
-        Trainer(tiny_config(data=MIXTURE | {"train": other}), tmp_path).close()
+    weights, order = f"{german[:-1]}1,{french}", f"{french},{german}"
+    for other in (weights, order, german):
+        with pytest.raises(ValueError, match=r"config\.data\.train|the training corpus"):
+            Trainer(tiny_config(data=MIXTURE | {"train": other}), tmp_path).close()
 
 
 def our_threads() -> list[str]:
@@ -475,12 +466,12 @@ def test_a_longer_cosine_schedule_is_told_when_the_run_goes_on(tmp_path, caplog)
     assert told == [f"cosine schedule of 12 steps instead of 6: learning rate {rates}"]
 
 
-def test_a_changed_field_is_refused_with_the_ways_on(tmp_path):
-    run(tiny_config(), tmp_path, 1)
+def test_a_changed_field_is_refused_with_the_ways_on(first):
+    workdir = first[1]
     with pytest.raises(ValueError, match="of another config") as error:
-        Trainer(tiny_config(data={"tokens_per_batch": 640}), tmp_path)
+        Trainer(tiny_config(data={"tokens_per_batch": 640}), workdir)
     assert "config.data.tokens_per_batch: 320 -> 640" in str(error.value)
-    assert f"--config.training.init_from={tmp_path} " in str(error.value)
+    assert f"--config.training.init_from={workdir} " in str(error.value)
 
 
 @pytest.mark.parametrize(
