@@ -68,9 +68,9 @@ class Projection(nnx.Module):
     def __init__(self, model_dim, num_heads, count, *, use_bias=False, dtype, rngs):
         init, shape = nnx.initializers.xavier_uniform(), (count, num_heads, model_dim // num_heads)
         # Each initialised as the [D, D] matrix that it is.
-        drawn = [init(rngs.params(), (model_dim, model_dim)) for _ in range(count)]
+        drawn = [init(rngs.params(), (model_dim, model_dim), jnp.float32) for _ in range(count)]
         self.kernel = nnx.Param(jnp.stack(drawn, axis=1).reshape(model_dim, *shape))
-        self.bias = nnx.Param(jnp.zeros(shape)) if use_bias else None
+        self.bias = nnx.Param(jnp.zeros(shape, jnp.float32)) if use_bias else None
         self.dtype = dtype
 
     def __call__(self, hidden_BTD: jax.Array) -> list[jax.Array]:
