@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 import pytest
-from builders import model_parts, random_store
+from builders import model_parts, random_store, tiny_config
 from flax import nnx
 
 from transformer_jax.data.batches import Batch, pad_rows
@@ -11,9 +11,11 @@ from transformer_jax.data.vocabulary import BOS
 from transformer_jax.devices import replicate
 from transformer_jax.interruption import Stop
 from transformer_jax.sharding import DataParallel
+from transformer_jax.training import loss
 from transformer_jax.training.metrics import means
 from transformer_jax.training.step import batch_sums
-from transformer_jax.training.validation import LossEvaluator
+from transformer_jax.training.trainer import Trainer
+from transformer_jax.training.validation import LossEvaluator, Validation
 
 # Of unequal sizes and lengths, so that a mean of means would be wrong.
 STORES = [random_store(30, 20, seed=1), random_store(5, 7, seed=2)]
@@ -53,3 +55,23 @@ def test_the_loss_is_that_of_all_pairs_in_one_batch(expected, tmp_path, tokens_p
     other = jax.tree.map(lambda x: 2 * np.asarray(x), params)
     assert evaluate(replicate(other), Stop())["loss"] > 1.01 * values["loss"]
     assert evaluate(params, Stop()) == values
+
+
+def test_a_field_bounds_the_logits_of_training_and_validation(monkeypatch, tmp_path):
+    whole, bytes_of_logits = loss.smoothed_cross_entropy, []
+
+    def seen(logits_BTV, *arguments):
+        bytes_of_logits.append(logits_BTV.size * 4)
+        return whole(logits_BTV, *arguments)
+
+    def refused(logits_BTV, *_):  # which spares the test to compile
+        raise InterruptedError(logits_BTV.size * 4)
+
+    monkeypatch.setattr(loss, "smoothed_cross_entropy", seen)
+    config = tiny_config(training={"logits_mib": 0.005}, data={"valid": "numbers:valid"})
+    trainer = Trainer(config, tmp_path)
+    monkeypatch.setattr(loss, "smoothed_cross_entropy", refused)
+    with pytest.raises(InterruptedError) as error:
+        Validation(trainer)
+    trainer.close()
+    assert 0 < max(*bytes_of_logits, *error.value.args) < 0.005 * 2**20
