@@ -8,6 +8,7 @@ import json
 import logging
 import pathlib
 import random
+import re
 import shutil
 import sys
 import threading
@@ -448,7 +449,12 @@ def test_an_average_is_the_mean_of_the_last(trained):
 
 def test_a_loaded_run_translates(trained):
     translator = Translator.from_workdir(trained, checkpoint=4)
-    assert same(flatten(translator.models.params[0]), params_of(trained, "4"))
+    loaded = flatten(translator.models.params[0])
+    for name, leaf in params_of(trained, "4").items():  # of the one layer of each stack
+        name = re.sub(r"^(encoder|decoder)(?=\.)", r"\1.0", name)
+        layer = loaded.pop(name)
+        np.testing.assert_array_equal(layer, np.reshape(leaf, layer.shape))
+    assert not loaded
     assert len(translator.translate(["seven", ""], SearchOptions(max_length=8))) == 2
     both = Translator.from_workdir([str(trained), trained])
     assert len(both.models.params) == 2
