@@ -124,6 +124,7 @@ EFFECTIVE |= {
 }
 EFFECTIVE |= {
     "model.remat": lambda c: c.model.kind == "transformer",
+    "model.attention_kernel": lambda c: c.model.kind == "transformer",
     "model.scan_layers": lambda c: c.model.kind == "transformer",
     "parallel.tensor": lambda c: c.model.kind == "transformer",
     "model.input_feeding": lambda c: (

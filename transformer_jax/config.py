@@ -82,6 +82,11 @@ class ModelConfig(_Fields):
     scan_layers: str = _choice(
         "auto on off", "Compile one layer for all; auto: on accelerators.", _TRANSFORMER
     )
+    attention_kernel: str = _choice(
+        "auto xla cudnn pallas",
+        "auto: the platform's fused kernel, cudnn or pallas, where it can run; xla: plain.",
+        _TRANSFORMER,
+    )
     positions: str = _choice("sinusoidal none", "Position encoding.", _TRANSFORMER)
     attention_bias: bool = _field(False, "Add biases to attention's projections.", _TRANSFORMER)
     output_bias: bool = _field(False, "Add a bias to the logits.", _TRANSFORMER)
@@ -275,7 +280,7 @@ RESUMABLE = frozenset(
 ) | frozenset(f"config.data.{name}" for name in "train valid test vocabulary cache_dir".split())
 _FREE = (
     *("config.decoding.", "config.parallel.", "config.training.logits_mib"),
-    *("config.model.remat", "config.model.scan_layers"),
+    *("config.model.remat", "config.model.scan_layers", "config.model.attention_kernel"),
 )
 
 

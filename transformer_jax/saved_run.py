@@ -1,6 +1,7 @@
 """The run of a workdir, loaded: its config, vocabulary, and the parameters of its checkpoints."""
 
 import contextlib
+import dataclasses
 import gc
 import hashlib
 import json
@@ -92,7 +93,10 @@ def load_run(
     config = read_config(workdir)
     check_origin(workdir, config)
     vocabulary = Vocabulary.load(workdir / VOCABULARY_FILE)
-    graphdef, shapes = abstract_model(config.model, len(vocabulary))
+    model = config.model
+    if model.attention_kernel != "xla":  # of the machine that trained; this may be another
+        model = dataclasses.replace(model, attention_kernel="auto")
+    graphdef, shapes = abstract_model(model, len(vocabulary))
     with contextlib.closing(Checkpoints(workdir)) as checkpoints:
         wanted = checkpoint if average == 1 else "last"
         like = {"ema" if config.optimizer.ema_decay else "params": shapes}

@@ -158,7 +158,9 @@ class Sharded:
         """Compiles step(state, batch); with `donate_state` it returns a new state first."""
 
         def split(state, batch):
-            result = step(state, batch)
+            # Kernels of attention, which XLA cannot split, find the mesh here.
+            with jax.sharding.use_abstract_mesh(self.mesh.abstract_mesh):
+                result = step(state, batch)
             if not donate_state:
                 return result
             state, metrics = result

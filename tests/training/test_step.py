@@ -14,7 +14,7 @@ from flax import nnx
 from transformer_jax.data.batches import Batch, Batches
 from transformer_jax.data.packing import Growth, Shape, bucketed_rows, packed_rows
 from transformer_jax.devices import parallel, place, replicate
-from transformer_jax.model import transformer
+from transformer_jax.model import masks
 from transformer_jax.training.step import TrainState, batch_sums, make_eval_step, make_train_step
 
 
@@ -201,7 +201,7 @@ def test_packing_needs_each_of_the_masks(layouts, one_a_row, mask, monkeypatch):
     """With segments told from padding only in one kind of attention, the equality is gone."""
     norm, alone = one_a_row
     wrong, calls = ("encoder", "decoder", "cross").index(mask), []
-    segment_mask = transformer.segment_mask
+    segment_mask = masks.segment_mask
 
     def blurred(query_BT, memory_BM):
         calls.append(len(calls) == wrong)
@@ -209,7 +209,7 @@ def test_packing_needs_each_of_the_masks(layouts, one_a_row, mask, monkeypatch):
             query_BT, memory_BM = (jnp.minimum(x, 1) for x in (query_BT, memory_BM))
         return segment_mask(query_BT, memory_BM)
 
-    monkeypatch.setattr(transformer, "segment_mask", blurred)
+    monkeypatch.setattr(masks, "segment_mask", blurred)
     packed = sums_and_gradients(layouts[0], norm)
     assert len(calls) == 3
     assert largest_difference(packed, alone) > 1e-2

@@ -11,7 +11,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from transformer_jax.model.kernels import fused_attention
 from transformer_jax.model.layers import einsum_float32
+from transformer_jax.model.masks import SegmentMask
 
 
 def attention_weights(
@@ -50,6 +52,22 @@ def dot_product_attention(
     weights_BHTM = attention_weights(query_BHTK, key_BHMK, mask_BTM)
     attended_BHTK = jnp.einsum("BHTM,BHMK->BHTK", weights_BHTM.astype(value_BHMK.dtype), value_BHMK)
     return attended_BHTK, weights_BHTM
+
+
+def attend(
+    query_BHTK: jax.Array, key_BHMK: jax.Array, value_BHMK: jax.Array, mask: jax.Array | SegmentMask
+) -> tuple[jax.Array, jax.Array | None]:
+    """Attention by the kernel that the mask is for: `dot_product_attention` for an array.
+
+    Returns:
+      [B, H, T, K], and the weights [B, H, T, M], float32, which fused kernels do not give.
+    """
+    if not isinstance(mask, SegmentMask):
+        return dot_product_attention(query_BHTK, key_BHMK, value_BHMK, mask)
+    attended_BHTK = fused_attention(query_BHTK, key_BHMK, value_BHMK, mask)
+    if attended_BHTK is None:
+        attended_BHTK, _ = dot_product_attention(query_BHTK, key_BHMK, value_BHMK, mask.dense())
+    return attended_BHTK, None
 
 
 class KeyValue(NamedTuple):
@@ -99,10 +117,10 @@ class MultiHeadAttention(nnx.Module):
         self.output = nnx.Linear(model_dim, model_dim, kernel_init=init, **options)
 
     def attend(
-        self, query_BHTK: jax.Array, memory: KeyValue, mask_BTM: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
-        """Returns the attended states [B, T, D] and the weights [B, H, T, M], float32."""
-        attended_BHTK, weights_BHTM = dot_product_attention(query_BHTK, *memory, mask_BTM)
+        self, query_BHTK: jax.Array, memory: KeyValue, mask: jax.Array | SegmentMask
+    ) -> tuple[jax.Array, jax.Array | None]:
+        """Returns the attended states [B, T, D], and the weights as `attend` does."""
+        attended_BHTK, weights_BHTM = attend(query_BHTK, *memory, mask)
         attended_BTHK = attended_BHTK.swapaxes(1, 2)
         return self.output(attended_BTHK.reshape(*attended_BTHK.shape[:2], -1)), weights_BHTM
 
@@ -118,9 +136,9 @@ class SelfAttention(MultiHeadAttention):
         query_BHTK, *memory = self.projections[0](hidden_BTD)
         return query_BHTK, KeyValue(*memory)
 
-    def __call__(self, hidden_BTD: jax.Array, mask_BTT: jax.Array):
+    def __call__(self, hidden_BTD: jax.Array, mask: jax.Array | SegmentMask):
         """Returns as `attend`."""
-        return self.attend(*self.project(hidden_BTD), mask_BTT)
+        return self.attend(*self.project(hidden_BTD), mask)
 
     def attend_history(self, hidden_BWD, history: KeyValue, mask_BWI, position_B):
         """Self-attention of the W hypotheses of each sentence to all decoded before them.
@@ -155,10 +173,10 @@ class CrossAttention(MultiHeadAttention):
         """Keys and values, [B, H, M, K] each, of the states attended to."""
         return KeyValue(*self.projections[1](memory_BMD))
 
-    def __call__(self, hidden_BTD: jax.Array, memory: KeyValue, mask_BTM: jax.Array):
+    def __call__(self, hidden_BTD: jax.Array, memory: KeyValue, mask: jax.Array | SegmentMask):
         """Attention to what `project_memory` gave; returns as `attend`."""
         (query_BHTK,) = self.projections[0](hidden_BTD)
-        return self.attend(query_BHTK, memory, mask_BTM)
+        return self.attend(query_BHTK, memory, mask)
 
 
 def own_history(slots_RM: jax.Array, position_B: jax.Array, width: int) -> jax.Array:

@@ -8,16 +8,22 @@ import jax
 from flax import nnx
 
 from transformer_jax.config import ModelConfig
+from transformer_jax.model.kernels import choose_kernel
 from transformer_jax.model.recurrent import RecurrentModel
 from transformer_jax.model.transformer import Transformer
 
 
 def for_platform(config: ModelConfig, platform: str) -> ModelConfig:
-    """The config with each "auto" chosen for "cpu", "gpu" or "tpu"."""
-    scan = config.scan_layers
-    return dataclasses.replace(
-        config, scan_layers=("off" if platform == "cpu" else "on") if scan == "auto" else scan
-    )
+    """The config with each "auto" chosen for "cpu", "gpu" or "tpu".
+
+    Raises:
+      ValueError: the kernel of attention cannot run there.
+    """
+    if config.kind != "transformer":
+        return config
+    scan, kernel = config.scan_layers, choose_kernel(config, platform)
+    scan = ("off" if platform == "cpu" else "on") if scan == "auto" else scan
+    return dataclasses.replace(config, scan_layers=scan, attention_kernel=kernel)
 
 
 def build(

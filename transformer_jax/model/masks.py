@@ -4,6 +4,7 @@ A mask is bool and True means "may attend". All masks derive from segments, so t
 padding, causality and several pairs in one row are one mechanism.
 """
 
+import dataclasses
 from typing import NamedTuple
 
 import jax
@@ -39,3 +40,33 @@ def segment_mask(query_segments_BT: jax.Array, memory_segments_BM: jax.Array) ->
 def causal_mask(length: int) -> jax.Array:
     """[1, T, T] bool: a position sees itself and those before it (section 3.2.3)."""
     return jnp.tril(jnp.ones((1, length, length), bool))
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class SegmentMask:
+    """The mask of rows as segments, for a fused kernel of attention to apply.
+
+    Attributes:
+      query_BT, key_BM: segments of queries and keys.
+      causal: whether a position sees none after itself.
+      kernel: "cudnn" or "pallas".
+    """
+
+    query_BT: jax.Array
+    key_BM: jax.Array
+    causal: bool = dataclasses.field(metadata={"static": True})
+    kernel: str = dataclasses.field(metadata={"static": True})
+
+    def dense(self) -> jax.Array:
+        """[B, T, M] bool."""
+        mask_BTM = segment_mask(self.query_BT, self.key_BM)
+        return mask_BTM & causal_mask(self.query_BT.shape[1]) if self.causal else mask_BTM
+
+
+def attention_mask(
+    query_BT: jax.Array, key_BM: jax.Array, kernel: str, *, causal: bool = False
+) -> jax.Array | SegmentMask:
+    """The mask between segments in the form that a kernel takes: [B, T, M] bool for "xla"."""
+    mask = SegmentMask(query_BT, key_BM, causal, kernel)
+    return mask if kernel in ("cudnn", "pallas") else mask.dense()

@@ -16,7 +16,7 @@ from flax import nnx
 from transformer_jax.config import ModelConfig
 from transformer_jax.model.attention import CrossAttention, KeyValue, SelfAttention, own_history
 from transformer_jax.model.layers import TiedEmbedding, dropout, split_or_none
-from transformer_jax.model.masks import Tokens, causal_mask, segment_mask
+from transformer_jax.model.masks import Tokens, attention_mask
 from transformer_jax.model.stack import apply_layers, layers_of, stacked
 
 ACTIVATIONS = {"relu": jax.nn.relu, "gelu": jax.nn.gelu, "silu": jax.nn.silu}
@@ -101,10 +101,10 @@ class EncoderBlock(nnx.Module):
         self.feed_forward = FeedForward(config, rngs=rngs)
         self.residuals = nnx.List([Residual(config, rngs=rngs) for _ in range(2)])
 
-    def __call__(self, hidden_BSD, mask_BSS, key=None):
-        """Returns hidden states [B, S, D] and self-attention weights [B, H, S, S]."""
+    def __call__(self, hidden_BSD, mask, key=None):
+        """Returns hidden states [B, S, D] and what else attention returned."""
         (of_self, of_forward), keys = self.residuals, split_or_none(key, 2)
-        output_BSD, weights_BHSS = self.self_attention(of_self.before(hidden_BSD), mask_BSS)
+        output_BSD, weights_BHSS = self.self_attention(of_self.before(hidden_BSD), mask)
         hidden_BSD = of_self.after(hidden_BSD, output_BSD, keys[0])
         output_BSD = self.feed_forward(of_forward.before(hidden_BSD))
         return of_forward.after(hidden_BSD, output_BSD, keys[1]), weights_BHSS
@@ -119,14 +119,14 @@ class DecoderBlock(nnx.Module):
         self.feed_forward = FeedForward(config, rngs=rngs)
         self.residuals = nnx.List([Residual(config, rngs=rngs) for _ in range(3)])
 
-    def __call__(self, hidden_BTD, attend_self, cross: KeyValue, cross_mask_BTS, key=None):
+    def __call__(self, hidden_BTD, attend_self, cross: KeyValue, cross_mask, key=None):
         """The block in teacher forcing, or for one position of T hypotheses.
 
         Args:
           hidden_BTD: states [B, T, D].
           attend_self: self-attention of [B, T, D]: to [B, T, D], and weights or a new history.
           cross: keys and values [B, H, S, K] of the source.
-          cross_mask_BTS: which source positions may be attended to.
+          cross_mask: which source positions may be attended to.
           key: random key of dropout.
 
         Returns:
@@ -136,7 +136,7 @@ class DecoderBlock(nnx.Module):
         output_BTD, extra = attend_self(of_self.before(hidden_BTD))
         hidden_BTD = of_self.after(hidden_BTD, output_BTD, keys[0])
         output_BTD, weights_BHTS = self.cross_attention(
-            of_cross.before(hidden_BTD), cross, cross_mask_BTS
+            of_cross.before(hidden_BTD), cross, cross_mask
         )
         hidden_BTD = of_cross.after(hidden_BTD, output_BTD, keys[1])
         output_BTD = self.feed_forward(of_forward.before(hidden_BTD))
@@ -168,6 +168,7 @@ class Transformer(nnx.Module):
         self.decoder_norm = layer_norm(config, rngs=rngs) if pre else None
         self.dropout_rate, self.positions = config.dropout_rate, config.positions
         self.num_layers, self.num_heads = config.num_layers, config.num_heads
+        self.kernel = config.attention_kernel
         self.scan, self.remat = config.scan_layers == "on", config.remat
 
     @property
@@ -193,10 +194,11 @@ class Transformer(nnx.Module):
     def encode(self, source: Tokens, key=None, return_attention=False):
         """Encodes the source (section 3.1): Memory, or (Memory, attention)."""
         own_key, *keys = split_or_none(key, 1 + self.num_layers)
-        mask_BSS = segment_mask(source.segments, source.segments)
+        kernel = "xla" if return_attention else self.kernel
+        mask = attention_mask(source.segments, source.segments, kernel)
 
         def layer(block: EncoderBlock, hidden_BSD, key):
-            hidden_BSD, weights_BHSS = block(hidden_BSD, mask_BSS, key)
+            hidden_BSD, weights_BHSS = block(hidden_BSD, mask, key)
             return hidden_BSD, {"encoder": weights_BHSS} if return_attention else {}
 
         hidden_BSD = self._embed(source.ids, source.positions, own_key)
@@ -215,16 +217,15 @@ class Transformer(nnx.Module):
     def states(self, memory: Memory, target: Tokens, key=None, return_attention=False):
         """Teacher forcing up to the logits: states [B, T, D], and the attention asked for."""
         own_key, *keys = split_or_none(key, 1 + self.num_layers)
-        mask_BTT = segment_mask(target.segments, target.segments) & causal_mask(
-            target.segments.shape[1]
-        )
-        cross_mask_BTS = segment_mask(target.segments, memory.segments)
+        kernel = "xla" if return_attention else self.kernel
+        mask = attention_mask(target.segments, target.segments, kernel, causal=True)
+        cross_mask = attention_mask(target.segments, memory.segments, kernel)
 
         def layer(block: DecoderBlock, hidden_BTD, key):
-            attend = functools.partial(block.self_attention, mask_BTT=mask_BTT)
+            attend = functools.partial(block.self_attention, mask=mask)
             cross = block.cross_attention.project_memory(memory.hidden)
             hidden_BTD, weights_BHTT, weights_BHTS = block(
-                hidden_BTD, attend, cross, cross_mask_BTS, key
+                hidden_BTD, attend, cross, cross_mask, key
             )
             attention = {"decoder": weights_BHTT, "cross": weights_BHTS}
             return hidden_BTD, attention if return_attention else {}

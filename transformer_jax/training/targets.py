@@ -155,7 +155,7 @@ def _speeds(compiled, config: Config, data: RunData, tokens: int, target: Target
     cost = compiled.cost_analysis() or {}
     cost = cost[0] if isinstance(cost, list) else cost
     # XLA counts a scanned layer once, and nothing of a kernel.
-    flops = max(cost.get("flops", 0.0), _model_flops(config, data, tokens) / count)
+    flops = max(cost.get("flops", 0.0), _model_flops(config, data, tokens, target) / count)
     times = {"computing": flops / (chip.flops * share)}
     line = f"a step of a device: {flops / 1e12:.2f} TFLOP"
     text = compiled.as_text()
@@ -177,9 +177,9 @@ def _speeds(compiled, config: Config, data: RunData, tokens: int, target: Target
     )
 
 
-def _model_flops(config: Config, data: RunData, tokens: int) -> float:
+def _model_flops(config: Config, data: RunData, tokens: int, target: Target) -> float:
     """`step_flops` of the longest rows, without padding."""
-    _, shapes = abstract_model(config.model, len(data.vocabulary))
+    _, shapes = abstract_model(config.model, len(data.vocabulary), target.devices[0].platform)
     batch_shapes = training_batches(config, data)(tokens).shapes
     rows, row = max(batch_shapes, key=lambda shape: max(shape[1]))
     return step_flops(config.model, shapes)(rows * row.source, rows * row.target, row)
