@@ -6,6 +6,7 @@ import lzma
 import os
 import re
 import shlex
+import shutil
 import signal
 import sys
 
@@ -17,6 +18,7 @@ from transformer_jax import train
 from transformer_jax.__main__ import parser_of
 from transformer_jax.commands import decode as decode_command
 from transformer_jax.decoding import streaming
+from transformer_jax.saved_run import load_run, read_config
 
 
 def test_decoding_gives_a_line_for_each_line(trained, home):
@@ -29,6 +31,14 @@ def test_decoding_gives_a_line_for_each_line(trained, home):
     assert process.returncode == 0, process.stderr
     lines = process.stdout.split("\n")
     assert len(lines) == 4 and lines[1] == lines[3] == ""
+
+
+def test_a_run_of_a_machine_with_other_kernels_is_read(trained, tmp_path):
+    workdir = shutil.copytree(trained[0], tmp_path / "run")
+    config = read_config(workdir)
+    config.model.attention_kernel = "cudnn"
+    (workdir / "config.json").write_text(config.to_json())
+    assert load_run(workdir)[0].model.attention_kernel == "cudnn"
 
 
 def decode(trained, home, *flags, text="seven\n\ntwo hundred one\n", told=None):

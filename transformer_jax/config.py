@@ -84,7 +84,7 @@ class ModelConfig(_Fields):
     )
     attention_kernel: str = _choice(
         "auto xla cudnn pallas",
-        "auto: the platform's fused kernel, cudnn or pallas, where it can run; xla: plain.",
+        "Of attention; xla: plain; auto: the fused one of the platform, where it can run.",
         _TRANSFORMER,
     )
     positions: str = _choice("sinusoidal none", "Position encoding.", _TRANSFORMER)

@@ -15,6 +15,7 @@ from transformer_jax.config import ModelConfig
 from transformer_jax.data.batches import Batch
 from transformer_jax.model import pallas_attention
 from transformer_jax.model.attention import attend
+from transformer_jax.model.build import abstract_model
 from transformer_jax.model.kernels import choose_kernel
 from transformer_jax.model.masks import SegmentMask, Tokens, attention_mask
 from transformer_jax.model.transformer import Transformer
@@ -133,8 +134,7 @@ def test_weights_come_from_the_plain_kernel_alone(kernel):
 
 
 def test_devices_of_a_mesh_share_rows_and_heads(kernel):
-    """Where the compiler splits arrays, as it does for a state that is split, it cannot split
-    a kernel."""
+    """As for a state that is split: the compiler splits arrays, and no kernel."""
     mesh = jax.make_mesh((2, 1, 2), ("data", "fsdp", "tensor"), (AxisType.Auto,) * 3)
     mask = attention_mask(*[segments_of(60, 40, padding=10).repeat(2, 0)] * 2, kernel, causal=True)
     arrays = [x.repeat(2, 0) for x in arrays_of(110, 110)]
@@ -180,7 +180,7 @@ def test_the_kernel_is_the_platform_s_unless_asked_for(fields, platform, chosen)
 )
 def test_a_kernel_that_cannot_run_is_refused(fields, platform, told):
     with pytest.raises(ValueError, match=f"config.model.attention_kernel=.*{told}"):
-        choose_kernel(ModelConfig(**fields), platform)
+        abstract_model(ModelConfig(**fields), 100, platform)
 
 
 @pytest.mark.parametrize("kernel", FUSED, indirect=True)

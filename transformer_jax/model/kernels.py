@@ -49,17 +49,16 @@ def fused_attention(
     query_BHTK: jax.Array, key_BHMK: jax.Array, value_BHMK: jax.Array, mask: SegmentMask
 ) -> jax.Array | None:
     """Attention [B, H, T, K] by the mask's kernel; None where the rows are not for it."""
-    arrays_BTHK = [x.swapaxes(1, 2) for x in (query_BHTK, key_BHMK, value_BHMK)]
-    if mask.kernel == "cudnn":
-        return _cudnn(*arrays_BTHK, mask).swapaxes(1, 2)
-    if not takes_rows(query_BHTK.shape[2], key_BHMK.shape[2]):
+    lengths = query_BHTK.shape[2], key_BHMK.shape[2]
+    if mask.kernel == "pallas" and not takes_rows(*lengths):
         return None
-    # XLA cannot split a kernel of Pallas over a mesh of devices: each runs it on its share.
-    attend, mesh = pallas_attention, jax.sharding.get_abstract_mesh()
+    # XLA does not split a kernel over a mesh of devices: each runs it on its share.
+    attend, mesh = _KERNELS[mask.kernel], jax.sharding.get_abstract_mesh()
     if not mesh.empty and not mesh.manual_axes:
         heads, rows = PartitionSpec(ROWS, None, "tensor"), PartitionSpec(ROWS)
         specs = {"in_specs": (heads, heads, heads, rows), "out_specs": heads}
         attend = jax.shard_map(attend, mesh=mesh, **specs, check_vma=False)
+    arrays_BTHK = [x.swapaxes(1, 2) for x in (query_BHTK, key_BHMK, value_BHMK)]
     return attend(*arrays_BTHK, mask).swapaxes(1, 2)
 
 
@@ -69,3 +68,6 @@ def _cudnn(query_BTHK, key_BMHK, value_BMHK, mask: SegmentMask) -> jax.Array:
     arrays = [padded(x, 2) for x in (query_BTHK, key_BMHK, value_BMHK)]
     attend = functools.partial(jax.nn.dot_product_attention, implementation="cudnn")
     return attend(*arrays, mask=mask.dense()[:, None])[:, : query_BTHK.shape[1]]
+
+
+_KERNELS = {"cudnn": _cudnn, "pallas": pallas_attention}

@@ -37,8 +37,10 @@ _COLLECTIVES = "all-reduce", "all-gather", "reduce-scatter", "all-to-all", "coll
 _ROUNDS = r'known_trip_count":\{"n":"(\d+)"| s32\[\]\S* constant\((\d+)\)'
 _ITEM_BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4}
 
-# Variables without which libtpu looks for a machine of Google's, and says that it finds none.
+# Variables without which libtpu looks for a machine of Google's, and says that it finds none; and
+# loads for one process alone.
 ENVIRONMENT = {
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_ACCELERATOR_TYPE": "v4-8",
     "TPU_WORKER_HOSTNAMES": "localhost",
