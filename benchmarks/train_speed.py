@@ -27,6 +27,7 @@ from transformer_jax.data.batches import Batch
 from transformer_jax.devices import parallel, place, replicate
 from transformer_jax.model.masks import Tokens
 from transformer_jax.model.transformer import Transformer
+from transformer_jax.training.loss import max_logits
 from transformer_jax.training.optimizer import learning_rate_schedule, make_optimizer
 from transformer_jax.training.step import TrainState, make_train_step
 
@@ -37,6 +38,7 @@ _VOCAB = flags.DEFINE_integer("vocab", 32768, "Entries of the vocabulary.", lowe
 _STEPS = flags.DEFINE_integer("steps", 10, "Steps that are timed.", lower_bound=1)
 _WARMUP = flags.DEFINE_integer("warmup", 3, "Steps before them.", lower_bound=1)
 _DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of the computation.")
+_LOGITS_MIB = flags.DEFINE_float("logits_mib", 0.0, "As config.training.logits_mib.")
 _PEER = flags.DEFINE_string("peer", "", "Command of a peer's benchmark to run beside this one.")
 
 
@@ -62,9 +64,9 @@ def measure() -> dict:
     graphdef, params = nnx.split(
         nnx.jit(lambda: Transformer(model, _VOCAB.value, rngs=nnx.Rngs(0)))()
     )
-    step = parallel(
-        make_train_step(graphdef, optimizer, schedule, seed=0, smoothing=0.1), donate_state=True
-    )
+    options = {"max_logits": max_logits(_LOGITS_MIB.value, jax.default_backend())}
+    body = make_train_step(graphdef, optimizer, schedule, seed=0, smoothing=0.1, **options)
+    step = parallel(body, donate_state=True)
     state = replicate(TrainState(np.int32(0), params, jax.jit(optimizer.init)(params)))
     random = np.random.default_rng(0)
     batches = [place(synthetic_batch(random)) for _ in range(4)]
