@@ -55,7 +55,7 @@ def measure() -> dict:
     devices = jax.local_device_count()
     decode = functools.partial(
         translate,
-        Models((graphdef,), (replicate(params),)).unstacked(),
+        Models((graphdef,), (replicate(params),)).prepared(),
         sentences,
         SearchOptions(
             beam_size=_BEAM.value,

@@ -8,6 +8,7 @@ from flax import nnx
 
 from transformer_jax.model.attention import (
     CrossAttention,
+    KeyValue,
     SelfAttention,
     attention_weights,
     dot_product_attention,
@@ -128,3 +129,24 @@ def test_biases_only_where_asked_for(kind, projections):
     paper, other = (kind(8, 2, use_bias=b, rngs=nnx.Rngs(0)) for b in (False, True))
     assert len(jax.tree.leaves(nnx.state(paper))) == projections
     assert len(jax.tree.leaves(nnx.state(other))) == 2 * projections
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_a_tpu_writes_the_history_to_the_bit_as_others_do(monkeypatch, dtype):
+    random = np.random.default_rng(0)
+    attention = SelfAttention(8, 2, dtype=dtype, rngs=nnx.Rngs(0))
+    hidden_BWD = jnp.array(random.normal(size=(3, 2, 8)), dtype)
+    history = KeyValue(*jnp.array(random.normal(size=(2, 3, 2, 10, 4)), dtype))
+    mask_BWI = jnp.array(random.random((3, 2, 10)) < 0.5)
+
+    def written():
+        position_B = jnp.array([0, 4, 2])
+        return attention.attend_history(hidden_BWD, history, mask_BWI, position_B)
+
+    expected_BWD, expected = written()
+    monkeypatch.setattr("jax.lax.platform_dependent", lambda *x, tpu, default: tpu(*x))
+    found_BWD, found = written()
+    np.testing.assert_array_equal(found_BWD, expected_BWD)
+    np.testing.assert_array_equal(found, expected)
+    changed_BI = (found.key != history.key).any(axis=(1, 3))
+    assert [np.flatnonzero(x).tolist() for x in changed_BI] == [[0, 1], [8, 9], [4, 5]]

@@ -3,9 +3,12 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
+from builders import VOCAB_SIZE, model_parts
 from flax import nnx
 
-from transformer_jax.model.layers import TiedEmbedding, sinusoidal_positions
+from transformer_jax.model.layers import TiedEmbedding, round_parameters, sinusoidal_positions
+from transformer_jax.model.masks import sentence_tokens
 
 
 def test_positions_equal_the_formula():
@@ -43,3 +46,29 @@ def test_output_bias_is_added():
     embedding = TiedEmbedding(11, 6, output_bias=True, rngs=nnx.Rngs(0))
     embedding.bias[...] = jnp.arange(11.0)
     np.testing.assert_allclose(embedding.logits(jnp.zeros((1, 1, 6)))[0, 0], np.arange(11.0))
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"norm": "pre", "attention_bias": True, "output_bias": True},
+        {"kind": "lstm", "attention": "concat", "bidirectional": True},
+    ],
+    ids=["transformer", "lstm"],
+)
+def test_parameters_rounded_once_give_the_same_to_the_bit(fields):
+    graphdef, params = model_parts(dtype="bfloat16", **fields)
+    noise = iter(jax.random.split(jax.random.key(0), 100))  # as all biases are 0 at first
+    params = jax.tree.map(lambda x: x + 0.1 * jax.random.normal(next(noise), x.shape), params)
+    model, random = nnx.merge(graphdef, params), np.random.default_rng(0)
+    source, target = (
+        sentence_tokens(jnp.array(random.integers(4, VOCAB_SIZE, (2, length))), jnp.full(2, length))
+        for length in (5, 4)
+    )
+    logits = jax.jit(lambda model: model.decode(model.encode(source), target))
+    expected_BTV = logits(model)
+    round_parameters(model)
+    scaled = [("embedding", "table"), ("embedding", "bias")]
+    for path, param in nnx.to_flat_state(nnx.state(model)):
+        assert param[...].dtype == (jnp.float32 if path in scaled else jnp.bfloat16), path
+    np.testing.assert_array_equal(logits(model), expected_BTV)

@@ -24,6 +24,7 @@ from transformer_jax.decoding.options import SearchOptions
 from transformer_jax.decoding.search import Constraints, Hypotheses, Search, SpecialIds, State
 from transformer_jax.devices import AXIS
 from transformer_jax.model.ensemble import Ensemble
+from transformer_jax.model.layers import round_parameters
 from transformer_jax.model.masks import Tokens
 
 _SHORTEST_BUCKET = 16
@@ -54,12 +55,13 @@ class Models:
     graphdefs: tuple[nnx.GraphDef, ...]
     params: tuple[Any, ...]
 
-    def unstacked(self) -> "Models":
-        """The same with all layers apart, as decoding wants them."""
+    def prepared(self) -> "Models":
+        """The same with all layers apart and parameters rounded, as decoding wants them."""
         graphdefs, params = [], []
         for both in zip(self.graphdefs, self.params, strict=True):
             model = nnx.merge(*both)
             model.unstack()
+            round_parameters(model)
             for found, part in zip((graphdefs, params), nnx.split(model)):
                 found.append(part)
         return Models(tuple(graphdefs), tuple(params))

@@ -73,7 +73,7 @@ class Translator:
     """Translates with a model or an ensemble; options default to the (first) run's config."""
 
     def __init__(self, models: Models, vocabulary: Vocabulary, config: Config):
-        self.models, self.vocabulary, self.config = models.unstacked(), vocabulary, config
+        self.models, self.vocabulary, self.config = models.prepared(), vocabulary, config
 
     @classmethod
     def from_workdir(

@@ -88,6 +88,7 @@ class TiedEmbedding(nnx.Module):
         init = init or nnx.initializers.normal(model_dim**-0.5)
         self.table = nnx.Param(init(rngs.params(), (vocab_size, model_dim), jnp.float32))
         self.bias = nnx.Param(jnp.zeros(vocab_size, jnp.float32)) if output_bias else None
+        self.rounded: nnx.Param | None = None  # the table in `dtype`, as logits read it
         self.dtype = dtype
 
     def look_up(self, ids_BT: jax.Array) -> jax.Array:
@@ -105,8 +106,21 @@ class TiedEmbedding(nnx.Module):
 
     def logits(self, hidden_BTD: jax.Array) -> jax.Array:
         """[B, T, V] float32 logits of hidden states."""
-        table_VD = self.table[...].astype(self.dtype)
+        table_VD = (self.table if self.rounded is None else self.rounded)[...].astype(self.dtype)
         logits_BTV = einsum_float32("BTD,VD->BTV", hidden_BTD.astype(self.dtype), table_VD)
         if self.bias is None:
             return logits_BTV
         return logits_BTV + self.bias[...].reshape((1,) * (logits_BTV.ndim - 1) + (-1,))
+
+
+def round_parameters(model: nnx.Module) -> None:
+    """Rounds to the dtype of the computation, once, what each use of a parameter would round.
+
+    All but the embedding, whose rows are scaled before they are rounded: it gets a second table.
+    """
+    embedding = model.embedding
+    if embedding.dtype == jnp.float32:
+        return
+    others = nnx.state(model, lambda path, _: path[0] != "embedding")
+    nnx.update(model, jax.tree.map(lambda x: x.astype(embedding.dtype), others))
+    embedding.rounded = nnx.data(nnx.Param(embedding.table[...].astype(embedding.dtype)))
