@@ -31,6 +31,10 @@ LOOP = """
   ROOT %all-gather.1 = f32[8]{0} all-gather(%p), channel_id=3
 }
 
+%fused.2 (p: f32[8]) -> f32[8] {
+  ROOT %all-gather.2 = f32[8]{0} all-gather(%p), channel_id=3
+}
+
 %more.2_spmd (q: (s32[], f32[8])) -> pred[] {
   %six = s32[]{:T(128)} constant(6)
   ROOT %less = pred[] compare(%i, %six), direction=LT
@@ -38,8 +42,9 @@ LOOP = """
 
 %layer.1_spmd (q: (s32[], f32[8])) -> (s32[], f32[8]) {
   %part = f32[8]{0} fusion(%x), calls=%fused
-  %rest = f32[8]{0} all-gather(%y), channel_id=3
-  ROOT %sum = f32[4]{0} all-reduce(%z), channel_id=4, to_apply=%add
+  %rest = f32[8]{0} fusion(%y), calls=%fused.2
+  %sum = f32[4]{0} all-reduce(%z), channel_id=4, to_apply=%add
+  ROOT %start = ((f32[4]{0}), f32[4]{0}) all-reduce-start(%z), channel_id=4, to_apply=%add
 }
 
 ENTRY %main (a: f32[8]) -> f32[] {
@@ -51,7 +56,7 @@ ENTRY %main (a: f32[8]) -> f32[] {
 
 def test_a_collective_in_a_loop_counts_as_often_as_the_loop_goes_round():
     """And one that is split in two, in parts of one channel, once."""
-    assert collectives(LOOP) == {"all-gather": (6, 6 * 32), "all-reduce": (7, 6 * 16 + 4)}
+    assert collectives(LOOP) == {"all-gather": (6, 6 * 32), "all-reduce": (13, 2 * 6 * 16 + 4)}
 
 
 @pytest.mark.parametrize(

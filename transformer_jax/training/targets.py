@@ -194,21 +194,22 @@ def collectives(text: str) -> dict[str, tuple[int, int]]:
       text: of the program. What stands in a loop counts as often as the loop goes round.
     """
     bodies = _computations(text)
-    found: dict[str, tuple[str, int, int]] = {}  # by channel, which the parts of one share
+    found: dict[str, tuple[str, int, int]] = {}
 
-    def walk(name: str, times: int) -> None:
+    def walk(name: str, times: int, fused: bool) -> None:
         for line in bodies.get(name, ()):
             if match := re.search(rf"= (.*?) ({'|'.join(_COLLECTIVES)})(-start)?\(", line):
-                channel = re.search(r"channel_id=\d+", line)
+                # Fused with computations, one may be in several parts, which share its channel.
+                channel = re.search(r"channel_id=\d+", line) if fused else None
                 found[channel[0] if channel else line] = match[2], _bytes(*match.groups()), times
             # A GPU's compiler notes a loop's rounds; a TPU's compares with them.
             loop = re.search(r"\bcondition=%?([\w.-]+), body=", line)
             condition = "\n".join([line, *bodies[loop[1]]]) if loop else ""
-            rounds = re.findall(_ROUNDS, condition)
-            for called in re.findall(r"\b(?:body|calls|to_apply)=%?([\w.-]+)", line):
-                walk(called, times * max((int(a or b) for a, b in rounds), default=1))
+            rounds = [int(a or b) for a, b in re.findall(_ROUNDS, condition)]
+            for how, called in re.findall(r"\b(body|calls|to_apply)=%?([\w.-]+)", line):
+                walk(called, times * max(rounds, default=1), fused or how == "calls")
 
-    walk("", 1)
+    walk("", 1, False)
     kinds = {kind: [x[1:] for x in found.values() if x[0] == kind] for kind in _COLLECTIVES}
     return {
         kind: (sum(times for _, times in each), sum(size * times for size, times in each))
@@ -235,7 +236,7 @@ def _bytes(result: str, kind: str, start: str | None) -> int:
         _ITEM_BYTES.get(dtype, 4) * math.prod(map(int, filter(None, dims.split(","))))
         for dtype, dims in arrays
     ]
-    is_pair = start and kind != "all-reduce" and len(sizes) > 1
+    is_pair = start and (kind != "all-reduce" or result.startswith("((")) and len(sizes) > 1
     return sum(sizes[len(sizes) // 2 :] if is_pair else sizes)
 
 
