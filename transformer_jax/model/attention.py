@@ -94,12 +94,14 @@ class Projection(nnx.Module):
 
     def __call__(self, hidden_BTD: jax.Array) -> list[jax.Array]:
         """[B, H, T, K] of each projection."""
-        kernel_DCHK = self.kernel[...].astype(self.dtype)
-        heads_CBHTK = jnp.einsum("BTD,DCHK->CBHTK", hidden_BTD.astype(self.dtype), kernel_DCHK)
+        # Heads and K are one dimension until the product is made: a TPU pads a last one of 64.
+        model_dim, count, num_heads, _ = self.kernel.shape
+        kernel_DCE = self.kernel[...].reshape(model_dim, count, -1).astype(self.dtype)
+        heads_CBTE = jnp.einsum("BTD,DCE->CBTE", hidden_BTD.astype(self.dtype), kernel_DCE)
         if self.bias is not None:
-            bias_CHK = self.bias[...].astype(self.dtype)
-            heads_CBHTK += bias_CHK[:, None, :, None]
-        return list(heads_CBHTK)
+            heads_CBTE += self.bias[...].reshape(count, 1, 1, -1).astype(self.dtype)
+        heads_CBTHK = heads_CBTE.reshape(*heads_CBTE.shape[:3], num_heads, -1)
+        return list(heads_CBTHK.swapaxes(2, 3))
 
 
 class MultiHeadAttention(nnx.Module):

@@ -12,7 +12,21 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-_KEPT = {"dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable, "full": None}
+SUB_LAYER = "sub_layer"  # the name of a sub-layer's output for `jax.checkpoint`
+_KERNELS = "pallas_call", "dot_product_attention_fwd_wrapper"  # of attention: model.kernels
+
+
+def _kept_of_scan(primitive, *_, **__) -> bool:
+    """All products: a scan would keep what lies between as well, which XLA else fuses with them."""
+    return primitive.name in ("dot_general", *_KERNELS)
+
+
+def _kept_of_dots(primitive, *_, **options) -> bool:
+    """What attention's kernels return, and the last product of each sub-layer: the narrow ones."""
+    return primitive.name in _KERNELS or options.get("name") == SUB_LAYER
+
+
+_KEPT = {"none": _kept_of_scan, "dots": _kept_of_dots, "full": None}
 
 
 def stacked(layers: Sequence[nnx.Module]) -> nnx.Module:
@@ -50,12 +64,12 @@ def apply_layers(
       hidden_BTD: the states before the first.
       keys: of dropout, one for each layer, or as many times None.
       scan: whether one program is compiled for all layers; else one for each.
-      remat: what a backward pass computes again (Chen et al. 2016): "none", all but the products
-        ("dots"), or all of a layer ("full").
+      remat: what a backward pass computes again (Chen et al. 2016): "none", all but the last products
+        of sub-layers ("dots"), or all of a layer ("full").
     """
 
     def kept(function: Callable, **options) -> Callable:
-        if remat == "none":
+        if remat == "none" and not scan:
             return function
         return jax.checkpoint(function, policy=_KEPT[remat], **options)
 

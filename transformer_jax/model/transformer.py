@@ -12,12 +12,13 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from transformer_jax.config import ModelConfig
 from transformer_jax.model.attention import CrossAttention, KeyValue, SelfAttention, own_history
 from transformer_jax.model.layers import TiedEmbedding, dropout, split_or_none
 from transformer_jax.model.masks import Tokens, attention_mask
-from transformer_jax.model.stack import apply_layers, layers_of, stacked
+from transformer_jax.model.stack import SUB_LAYER, apply_layers, layers_of, stacked
 
 ACTIVATIONS = {"relu": jax.nn.relu, "gelu": jax.nn.gelu, "silu": jax.nn.silu}
 
@@ -79,6 +80,7 @@ class Residual(nnx.Module):
 
     def after(self, hidden_BTD: jax.Array, output_BTD: jax.Array, key=None) -> jax.Array:
         """The states `hidden_BTD` with the sub-layer's output added."""
+        output_BTD = checkpoint_name(output_BTD, SUB_LAYER)
         sum_BTD = hidden_BTD + dropout(output_BTD, self.dropout_rate, key)
         return self.layer_norm(sum_BTD) if self.norm == "post" else sum_BTD
 
