@@ -77,9 +77,7 @@ class ModelConfig(_Fields):
     norm: str = _choice("post pre", "Layer norm after or before each sub-layer.", _TRANSFORMER)
     activation: str = _choice("relu gelu silu", "Of feed-forward layers.", _TRANSFORMER)
     remat: str = _choice(
-        "none dots full",
-        "Of a layer, computed twice: all but each sub-layer's last product, or all.",
-        _TRANSFORMER,
+        "none dots full", "Computed twice: all but sub-layers' outputs, or layers.", _TRANSFORMER
     )
     scan_layers: str = _choice(
         "auto on off", "Compile one layer for all; auto: on accelerators.", _TRANSFORMER

@@ -64,8 +64,8 @@ def apply_layers(
       hidden_BTD: the states before the first.
       keys: of dropout, one for each layer, or as many times None.
       scan: whether one program is compiled for all layers; else one for each.
-      remat: what a backward pass computes again (Chen et al. 2016): "none", all but the last products
-        of sub-layers ("dots"), or all of a layer ("full").
+      remat: what a backward pass computes again (Chen et al. 2016): as little as can be ("none"),
+        all but the outputs of sub-layers ("dots"), or all of a layer ("full").
     """
 
     def kept(function: Callable, **options) -> Callable:
