@@ -192,7 +192,9 @@ class DecodingConfig(_Fields):
     beam_size: int = _number(4, 1, 64, "Hypotheses of the beam; 1 = greedy.")
     length_penalty: float = _number(0.6, 0.0, _ANY, "GNMT's alpha.")
     max_length: int = _number(256, 2, _ANY, "Most tokens read of a line, and of its translation.")
-    rows: int = _number(32, 8, _ANY, "Sentences translated at once, a multiple of 8.")
+    rows: int = _number(
+        32, 0, _ANY, "Sentences at once, in eights; 0 = what memory holds, up to 1024; CPU: 32."
+    )
 
 
 @dataclasses.dataclass

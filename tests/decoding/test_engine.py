@@ -266,3 +266,15 @@ def test_results_come_back_in_order_as_soon_as_they_are_due():
     assert [next(ordered), consumed[-1]] == ["5", 5]
     assert [next(ordered), next(ordered), consumed[-1]] == ["6", "7", 6]
     assert list(ordered) == ["8", "9"]
+
+
+def test_rows_are_chosen_by_memory(models):
+    options = BEAM.resolved(DecodingConfig(rows=0, max_length=LONGEST))
+    rows = [engine.rows_that_fit(models, options, memory) for memory in (1, 10**7, 4 * 10**7, 1e15)]
+    assert rows == [8, rows[1], 4 * rows[1], 1024] and rows[1] > 8
+    longer = dataclasses.replace(options, max_length=2 * LONGEST, beam_size=6)
+    assert engine.rows_that_fit(models, longer, 4 * 10**7) < rows[2]
+
+
+def test_without_rows_a_cpu_takes_those_of_the_config(models):
+    assert translate(models, SENTENCES[:9], rows=0) == translate(models, SENTENCES[:9], rows=32)

@@ -9,6 +9,7 @@ not hold up the rest.
 import collections
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeVar
 
@@ -17,17 +18,19 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, PartitionSpec
 
+from transformer_jax.config import DecodingConfig
 from transformer_jax.data.batches import pad_rows
 from transformer_jax.data.vocabulary import BOS, EOS, PAD, UNK
 from transformer_jax.decoding import search
 from transformer_jax.decoding.options import SearchOptions
 from transformer_jax.decoding.search import Constraints, Hypotheses, Search, SpecialIds, State
-from transformer_jax.devices import AXIS
+from transformer_jax.devices import AXIS, usable_memory
 from transformer_jax.model.ensemble import Ensemble
 from transformer_jax.model.layers import round_parameters
 from transformer_jax.model.masks import Tokens
 
 _SHORTEST_BUCKET = 16
+_MAX_ROWS = 1024  # by memory: more wait longer for the last of them than a step gains
 _IDS = SpecialIds(bos=BOS, eos=EOS, pad=PAD, unk=UNK)
 ALL, ROWS = PartitionSpec(), PartitionSpec(AXIS)  # each device gets the whole argument; its rows
 
@@ -98,6 +101,11 @@ def translate(
 
     No source and no hypothesis is longer than their `max_length`.
     """
+    if not options.rows:
+        rows = DecodingConfig.rows
+        if jax.default_backend() != "cpu":  # the other half is for parameters, and a run's state
+            rows = rows_that_fit(models, options, usable_memory() // 2)
+        options = dataclasses.replace(options, rows=rows)
     longest = options.max_length
     shapes = [(length, options.max_tokens(length)) for length in bucket_lengths(longest)]
     shapes.append((longest, longest))  # where a prefix makes a translation longer
@@ -107,6 +115,23 @@ def translate(
         buckets[next(s for s in shapes if s[0] >= lengths[0] and s[1] >= lengths[1])] += [sentence]
     for shape, members in sorted(buckets.items()):
         yield from _Bucket(models, options, shape, members).translations()
+
+
+def rows_that_fit(models: Models, options: SearchOptions, memory: int) -> int:
+    """The most sentences, a power of two, whose longest search fits in bytes of a device."""
+    count, length = 8 * jax.local_device_count(), options.max_length
+    source, constraints = pad_rows([], count, length), _constraints([], count, length)
+    state = jax.eval_shape(encode, models, source, constraints, options)
+
+    def step(models: Models, state: State) -> jax.Array:
+        rest = state.context, state.cache, state.token_BW, state.position_B
+        return models.merged().step(*rest)[0]
+
+    logits = jax.eval_shape(step, models, state)
+    sizes = [sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(y)) for y in (state, logits)]
+    # The searches that run and those encoded; logits, log-probabilities and what is sorted.
+    need = (2 * sizes[0] + 4 * sizes[1]) / count
+    return min(max(2 ** int(math.log2(max(memory / need, 1))), 8), _MAX_ROWS)
 
 
 class _Bucket:

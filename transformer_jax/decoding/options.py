@@ -34,7 +34,10 @@ class SearchOptions:
         None, "Tokens read of a line and of its translation; default: the config's.", 2, 2**20
     )
     rows: int | None = _option(
-        None, "Sentences translated at once: 1, or eights; default: the config's.", 1, 2**20
+        None,
+        "Sentences at once: 1, eights, 0 = what memory holds; default: the config's.",
+        0,
+        2**20,
     )
     beam_size: int | None = _option(
         None, "Hypotheses of the beam; 1 = greedy; default: the config's.", 1, 256, static=True
@@ -83,7 +86,7 @@ class SearchOptions:
             beam_size=self.beam_size or (1 if self.sample else defaults.beam_size),
             length_penalty=defaults.length_penalty if alpha is None else alpha,
             max_length=self.max_length or defaults.max_length,
-            rows=self.rows or defaults.rows,
+            rows=defaults.rows if self.rows is None else self.rows,
         )
         options = SearchOptions(**{f.name: _checked(f, getattr(options, f.name)) for f in _FIELDS})
         greedy = options.beam_size == 1

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from transformer_jax.config import DecodingConfig
 from transformer_jax.data.batches import pad_rows
 from transformer_jax.data.vocabulary import BOS, PAD
 from transformer_jax.decoding.engine import ALL, ROWS, Models, bucket_lengths, each_device
@@ -48,7 +49,7 @@ def score(
     buckets = collections.defaultdict(list)
     for pair in pairs:
         buckets[tuple(next(n for n in lengths if n >= len(side)) for side in pair[1:])] += [pair]
-    batch_size = options.rows * jax.local_device_count()
+    batch_size = (options.rows or DecodingConfig.rows) * jax.local_device_count()
     for shape, members in sorted(buckets.items()):
         for start in range(0, len(members), batch_size):
             batch = members[start : start + batch_size]
