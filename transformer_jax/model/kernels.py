@@ -3,12 +3,14 @@
 import functools
 
 import jax
+from jax.ad_checkpoint import checkpoint_name
 from jax.extend import backend
 from jax.sharding import PartitionSpec
 
 from transformer_jax.config import ModelConfig
 from transformer_jax.model.masks import SegmentMask
 from transformer_jax.model.pallas_attention import padded, pallas_attention, takes_rows
+from transformer_jax.model.stack import SUB_LAYER
 from transformer_jax.sharding import ROWS
 
 _PLATFORMS = {"cudnn": ("gpu", "cuda"), "pallas": ("tpu",)}
@@ -59,7 +61,8 @@ def fused_attention(
         specs = {"in_specs": (heads, heads, heads, rows), "out_specs": heads}
         attend = jax.shard_map(attend, mesh=mesh, **specs, check_vma=False)
     arrays_BTHK = [x.swapaxes(1, 2) for x in (query_BHTK, key_BHMK, value_BHMK)]
-    return attend(*arrays_BTHK, mask).swapaxes(1, 2)
+    attended_BTHK = checkpoint_name(attend(*arrays_BTHK, mask), SUB_LAYER)
+    return attended_BTHK.swapaxes(1, 2)
 
 
 def _cudnn(query_BTHK, key_BMHK, value_BMHK, mask: SegmentMask) -> jax.Array:

@@ -12,18 +12,18 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-SUB_LAYER = "sub_layer"  # the name of a sub-layer's output for `jax.checkpoint`
-_KERNELS = "pallas_call", "dot_product_attention_fwd_wrapper"  # of attention: model.kernels
+SUB_LAYER = "sub_layer"  # the name for `jax.checkpoint` of what a sub-layer or a kernel gives
+_CUDNN = "dot_product_attention_fwd_wrapper"  # which also gives what its gradient reads
 
 
-def _kept_of_scan(primitive, *_, **__) -> bool:
+def _kept_of_scan(primitive, *arguments, **options) -> bool:
     """All products: a scan would keep what lies between as well, which XLA else fuses with them."""
-    return primitive.name in ("dot_general", *_KERNELS)
+    return primitive.name == "dot_general" or _kept_of_dots(primitive, *arguments, **options)
 
 
 def _kept_of_dots(primitive, *_, **options) -> bool:
     """What attention's kernels return, and the last product of each sub-layer: the narrow ones."""
-    return primitive.name in _KERNELS or options.get("name") == SUB_LAYER
+    return primitive.name == _CUDNN or options.get("name") == SUB_LAYER
 
 
 _KEPT = {"none": _kept_of_scan, "dots": _kept_of_dots, "full": None}
