@@ -44,7 +44,8 @@ LOOP = """
   %part = f32[8]{0} fusion(%x), calls=%fused
   %rest = f32[8]{0} fusion(%y), calls=%fused.2
   %sum = f32[4]{0} all-reduce(%z), channel_id=4, to_apply=%add
-  ROOT %start = ((f32[4]{0}), f32[4]{0}) all-reduce-start(%z), channel_id=4, to_apply=%add
+  %start = ((f32[4]{0}), f32[4]{0}) all-reduce-start(%z), channel_id=4, to_apply=%add
+  ROOT %next = (f32[2]{0}, f32[2]{0}, u32[], u32[]) collective-permute-start(%z), channel_id=5
 }
 
 ENTRY %main (a: f32[8]) -> f32[] {
@@ -56,7 +57,11 @@ ENTRY %main (a: f32[8]) -> f32[] {
 
 def test_a_collective_in_a_loop_counts_as_often_as_the_loop_goes_round():
     """And one that is split in two, in parts of one channel, once."""
-    assert collectives(LOOP) == {"all-gather": (6, 6 * 32), "all-reduce": (13, 2 * 6 * 16 + 4)}
+    assert collectives(LOOP) == {
+        "all-gather": (6, 6 * 32),
+        "all-reduce": (13, 2 * 6 * 16 + 4),
+        "collective-permute": (6, 6 * 8),
+    }
 
 
 @pytest.mark.parametrize(

@@ -232,6 +232,8 @@ def _computations(text: str) -> dict[str, list[str]]:
 def _bytes(result: str, kind: str, start: str | None) -> int:
     """Of the result of a collective, or of its start, which has its operands before."""
     arrays = re.findall(r"\b([a-z]+\d+|pred)\[([\d,]*)\]", result)
+    if start:  # and a TPU's has counters after
+        arrays = [x for x in arrays if x != ("u32", "")]
     sizes = [
         _ITEM_BYTES.get(dtype, 4) * math.prod(map(int, filter(None, dims.split(","))))
         for dtype, dims in arrays
