@@ -30,7 +30,7 @@ _PRESET = flags.DEFINE_enum("preset", "base", PRESETS, "Size of the model.")
 _DTYPE = flags.DEFINE_enum("dtype", "bfloat16", ["float32", "bfloat16"], "Of the computation.")
 _ROWS = flags.DEFINE_integer("rows", 32, "Sentences.", lower_bound=1)
 _BEAM = flags.DEFINE_integer("beam", 4, "Hypotheses of the beam.", lower_bound=1)
-_LENGTH = flags.DEFINE_integer("length", 64, "Most tokens of a side.", lower_bound=2)
+_MOST_TOKENS = flags.DEFINE_integer("most_tokens", 64, "Of a side.", lower_bound=2)
 _VOCAB = flags.DEFINE_integer("vocab", 32768, "Entries of the vocabulary.", lower_bound=8)
 
 _FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all"}
@@ -99,7 +99,7 @@ def step_of(text: str) -> dict[str, int]:
 def main(_) -> None:
     start = time.monotonic()
     config = model_config(_PRESET.value, _DTYPE.value)
-    sizes = _ROWS.value, _BEAM.value, _LENGTH.value
+    sizes = _ROWS.value, _BEAM.value, _MOST_TOKENS.value
     compiled = compiled_search(_TARGET.value, config, _VOCAB.value, *sizes)
     memory = compiled.memory_analysis()
     described = {
