@@ -2,6 +2,7 @@
 
 import collections
 import concurrent.futures
+import contextlib
 import errno
 import itertools
 import json
@@ -228,15 +229,18 @@ def test_only_damage_is_called_damage(saved, error, expected, monkeypatch):
 
 @pytest.mark.parametrize("change", ["name", "shape"])
 def test_a_checkpoint_of_another_model_is_not_damaged(saved, change):
+    """To a reader, and to a run that would go on."""
     other = tree()
     if change == "name":
         other["number"] = other.pop("count")
     else:
         other["layers"][0]["kernel"] = np.zeros((64, 66), np.float32)
     other = like(other)
-    with pytest.raises(ValueError, match="is of another model: .* has shape .*, expected") as error:
-        saved.restore(2, params=other)
-    assert not isinstance(error.value, DamagedError)
+    with contextlib.closing(Checkpoints(saved.folder.parent, create=True)) as of_run:
+        for each in (saved, of_run):
+            with pytest.raises(ValueError, match="another model: .* has shape .*, exp") as error:
+                each.restore(2, params=other)
+            assert not isinstance(error.value, DamagedError)
 
 
 def test_a_damaged_checkpoint_in_quarantine_leaves_its_step_free(tmp_path):

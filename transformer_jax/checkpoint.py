@@ -37,7 +37,7 @@ RECORD = pathlib.Path("run", "metadata")  # of a checkpoint
 logger = logging.getLogger(__name__)
 
 _ITEMS = ("params", "optimizer", "ema", "run")
-_VERSION = 2  # of this layout
+_VERSION = 3  # of this layout, and of the names and shapes of parameters
 _ELSEWHERE = "another process could not write it"
 # What its threads print names one of its files, or is of TensorStore or its event loop.
 _ORBAX = re.compile(r"[/\\]orbax[/\\]|tensorstore|Event loop is closed")
@@ -328,8 +328,10 @@ class Checkpoints:
     def _check_model(self, step: int, like: dict[str, Any]) -> None:
         """ValueError where arrays have other names or shapes, which to Orbax is an error too."""
         for item, tree in like.items():
-            try:
-                stored = dict(self._manager().item_metadata(step)[item].items())
+            try:  # not of the manager, which knows only what it has restored itself
+                with ocp.StandardCheckpointer() as reader:
+                    found = reader.metadata(self.folder / str(step) / item)
+                    stored = dict(found.item_metadata.items())
             except Exception:  # damaged indeed
                 return
             check_shapes(f"checkpoint {self.folder / str(step)}", stored, tree)

@@ -39,7 +39,7 @@ def layout_of(config: Config) -> "DataParallel | Sharded":
     """The layout that a config asks for, on all devices there are.
 
     Raises:
-      ValueError: the devices cannot be divided so, or the heads.
+      ValueError: the devices cannot be divided so.
     """
     return DataParallel() if is_copied(config) else Sharded(config)
 

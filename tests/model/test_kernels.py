@@ -119,6 +119,26 @@ def test_rows_with_nothing_to_attend_to_stay_finite_with_their_gradients(kernel)
             assert np.isfinite(np.asarray(x, np.float32)).all()
 
 
+@pytest.mark.parametrize(
+    ("heads", "head_dim", "length", "dtype", "taken"),
+    [
+        (16, 80, 1024, "bfloat16", False),
+        (16, 80, 512, "bfloat16", True),
+        (8, 96, 1024, "float32", False),
+        (8, 96, 1024, "bfloat16", True),
+        (8, 64, 1024, "float32", True),
+        (8, 120, 512, "bfloat16", True),
+        (8, 64, 1025, "bfloat16", False),
+        (8, 64, 64, "bfloat16", False),
+    ],
+)
+def test_the_rows_that_a_tpu_s_core_holds_are_those_its_compiler_took(
+    heads, head_dim, length, dtype, taken
+):
+    rows = jax.ShapeDtypeStruct((2, heads, length, head_dim), dtype)
+    assert pallas_attention.takes_rows(rows, rows) == taken
+
+
 def test_rows_that_are_not_for_a_kernel_are_computed_plainly():
     segments, arrays = segments_of(40, padding=4), arrays_of(44, 44)
     fused, plain = (attention_mask(segments, segments, x, causal=True) for x in ("pallas", "xla"))

@@ -120,6 +120,14 @@ def test_a_dry_run_of_a_target_leaves_no_run(here, tmp_path, monkeypatch, capsys
     assert not (tmp_path / "run").exists()
 
 
+def test_a_config_that_training_refuses_is_refused_for_a_target_too(here, tmp_path, monkeypatch):
+    monkeypatch.setattr(targets, "find_target", lambda name: here(16e9))
+    config = tiny_config()
+    config.parallel = ParallelConfig(tensor=4)
+    with pytest.raises(ValueError, match="config.parallel.tensor=4 does not divide"):
+        dry_run(config, tmp_path / "run", "tpu:v5e:2x2")
+
+
 def test_a_target_needs_a_dry_run(failing, home):
     line = failing(
         "train", f"--config={home}/tiny.py", f"--workdir={home}/x", "--target=gpu:h100:8"

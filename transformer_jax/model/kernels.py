@@ -44,6 +44,9 @@ def _problem(config: ModelConfig, kernel: str, platform: str) -> str:
         return f"model_dim / num_heads to be a multiple of 8, at most 128; it is {head_dim}"
     if kernel == "cudnn" and config.dtype != "bfloat16":
         return f"config.model.dtype=bfloat16; it is {config.dtype}"
+    capability = getattr(jax.local_devices()[0], "compute_capability", "")  # of a GPU that is here
+    if kernel == "cudnn" and capability and float(capability) < 8:
+        return f"compute capability 8.0 (Ampere) or newer; this GPU has {capability}"
     return ""
 
 
@@ -51,8 +54,7 @@ def fused_attention(
     query_BHTK: jax.Array, key_BHMK: jax.Array, value_BHMK: jax.Array, mask: SegmentMask
 ) -> jax.Array | None:
     """Attention [B, H, T, K] by the mask's kernel; None where the rows are not for it."""
-    lengths = query_BHTK.shape[2], key_BHMK.shape[2]
-    if mask.kernel == "pallas" and not takes_rows(*lengths):
+    if mask.kernel == "pallas" and not takes_rows(query_BHTK, key_BHMK):
         return None
     # XLA does not split a kernel over a mesh of devices: each runs it on its share.
     attend, mesh = _KERNELS[mask.kernel], jax.sharding.get_abstract_mesh()

@@ -19,11 +19,24 @@ from transformer_jax.model.masks import SegmentMask
 
 _LANES = 128  # of a TPU's registers: lengths are padded to a multiple
 _LARGEST_BLOCK = 512 * 512  # weights of a block of queries, of which a core's memory holds several
+_MOST_KEYS = 2**20  # bytes of a block's keys; 2**20 + 2**18 have been refused by a compiler
 
 
-def takes_rows(length: int, memory: int) -> bool:
-    """Whether rows of so many queries and keys are neither mostly padding nor too long."""
-    return min(length, memory) > _LANES // 2 and max(length, memory) <= 8 * _LANES
+def takes_rows(query_BHTK: jax.Array, key_BHMK: jax.Array) -> bool:
+    """Whether rows are neither mostly padding nor too long, nor their keys too much for a core."""
+    (_, num_heads, length, head_dim), memory = query_BHTK.shape, key_BHMK.shape[2]
+    row_bytes = _lanes(num_heads * head_dim, head_dim) * key_BHMK.dtype.itemsize
+    return (
+        min(length, memory) > _LANES // 2
+        and max(length, memory) <= 8 * _LANES
+        and -(-memory // _LANES) * _LANES * row_bytes <= _MOST_KEYS
+    )
+
+
+def _lanes(width: int, head_dim: int) -> int:
+    """Of the heads that are computed side by side: whole registers, or all heads."""
+    lanes = math.lcm(head_dim, _LANES)
+    return width if width % lanes else lanes
 
 
 def pallas_attention(
@@ -75,8 +88,7 @@ def _call(
     query_BT, key_BM = (padded(x, _LANES) for x in (mask.query_BT, mask.key_BM))
     operands = [padded(x, _LANES) for x in arrays]
     (batch, length, width), memory = operands[0].shape, operands[1].shape[1]
-    lanes = math.lcm(head_dim, _LANES)
-    lanes = width if width % lanes else lanes
+    lanes = _lanes(width, head_dim)
     block = length if length * memory <= _LARGEST_BLOCK else _LANES
     of_query = pl.BlockSpec((1, block, lanes), lambda b, h, t: (b, t, h))
     of_memory = pl.BlockSpec((1, memory, lanes), lambda b, h, t: (b, 0, h))

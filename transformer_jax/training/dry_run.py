@@ -36,6 +36,7 @@ def dry_run(config: Config, workdir: str | os.PathLike, target: str = "") -> int
     """
     config = check_owner(local_folder(workdir), config)
     if target:
+        config.validate()
         machines = targets.find_target(target)
         for line in targets.describe(config, load_data(local_folder(workdir), config), machines):
             print(line, flush=True)
