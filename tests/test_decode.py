@@ -318,3 +318,10 @@ def test_a_search_that_cannot_be_is_told_in_one_line(trained, failing, tmp_path,
     flags = flags if "--prefix" in flags[0] else [*flags, f"--output={output}"]
     assert told in failing("decode", f"--workdir={trained[0]}", *flags, stdin=lines)
     assert output.read_text() == "precious\n"
+
+
+def test_a_shard_for_a_folder_that_is_not_there_names_the_output(trained, failing, tmp_path):
+    (tmp_path / "lines").write_text("seven\n")
+    flags = f"--input={tmp_path / 'lines'}", "--shard=0/2", "--output=nowhere/x"
+    line = failing("decode", f"--workdir={trained[0]}", *flags)
+    assert line.startswith("error: --output=nowhere/x: there is no folder /")

@@ -1,6 +1,7 @@
 """Every kernel of attention that this machine can run, against the plain one; and the choice."""
 
 import functools
+import types
 
 import jax
 import jax.numpy as jnp
@@ -59,7 +60,7 @@ def outcome(arrays, mask):
     return attended, *pullback(arrays[3])
 
 
-def close(got, expected):
+def assert_close(got, expected):
     for x, y in zip(got, expected, strict=True):
         np.testing.assert_allclose(
             np.asarray(x, np.float32), np.asarray(y, np.float32), atol=0.05 if GPU else 2e-5
@@ -85,7 +86,7 @@ def test_equals_the_plain_one_forward_and_backward(kernel, rows):
     got = outcome(arrays, mask)
     expected = outcome(arrays, attention_mask(query_BT, key_BM, "xla", causal=causal))
     real = (query_BT != 0)[:, None, :, None]
-    close((got[0] * real, *got[1:]), (expected[0] * real, *expected[1:]))
+    assert_close((got[0] * real, *got[1:]), (expected[0] * real, *expected[1:]))
     assert all(np.abs(np.asarray(x, np.float32)).max() > 0.1 for x in got)
 
 
@@ -99,7 +100,7 @@ def test_a_packed_row_equals_rows_of_its_own(kernel):
         alone = outcome(
             [x[:, :, part] for x in arrays], attention_mask(own, own, kernel, causal=True)
         )
-        close([x[:, :, part] for x in packed], alone)
+        assert_close([x[:, :, part] for x in packed], alone)
 
 
 def test_the_future_has_a_gradient_of_exactly_zero(kernel):
@@ -163,7 +164,7 @@ def test_devices_of_a_mesh_share_rows_and_heads(kernel):
     arrays = [jax.device_put(x, heads) for x in arrays]
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
         split = jax.jit(outcome)(arrays, jax.device_put(mask, NamedSharding(mesh, PartitionSpec())))
-    close(split, expected)
+    assert_close(split, expected)
     assert all(x.sharding.is_equivalent_to(heads, 4) for x in split)
 
 
@@ -186,6 +187,13 @@ CUDNN = {"attention_kernel": "cudnn", "dtype": "bfloat16"}
 )
 def test_the_kernel_is_the_platform_s_unless_asked_for(fields, platform, chosen):
     assert choose_kernel(ModelConfig(**fields), platform) == chosen
+
+
+def test_cudnn_is_not_for_gpus_before_ampere(monkeypatch):
+    for capability, chosen in (("7.5", "xla"), ("8.0", "cudnn")):
+        gpu = types.SimpleNamespace(compute_capability=capability)
+        monkeypatch.setattr(jax, "local_devices", lambda gpu=gpu: [gpu])
+        assert choose_kernel(ModelConfig(dtype="bfloat16"), "gpu") == chosen
 
 
 @pytest.mark.parametrize(

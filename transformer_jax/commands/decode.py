@@ -16,6 +16,7 @@ import dataclasses
 import itertools
 import json
 import os
+import pathlib
 import re
 import sys
 from collections.abc import Iterable, Iterator
@@ -218,6 +219,8 @@ def _in_parts(flags: FlagValues) -> bool:
         raise ValueError(f"{what} and --attention_html do not go together")
     if not flags.output:
         raise ValueError(f"{what} needs --output")
+    if not (folder := pathlib.Path(flags.output).absolute().parent).is_dir():
+        raise ValueError(f"--output={flags.output}: there is no folder {folder}")
     if os.path.exists(flags.output) and not os.path.isfile(flags.output):
         raise ValueError(f"--output={flags.output} is not a file, which {what} needs")
     if not (flags.corpus or os.path.isfile(flags.input)):

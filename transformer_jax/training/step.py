@@ -97,20 +97,7 @@ def make_train_step(
         (_, sums), gradients = jax.value_and_grad(loss, has_aux=True)(params)
         return sums, gradients
 
-    def accumulated(params, batch, key):
-        if accumulate_steps == 1:
-            return sums_and_gradients(params, batch, key)
-        parts = jax.tree.map(lambda x: micro_batches(x, accumulate_steps), batch)
-        keys = jax.random.split(key, accumulate_steps)
-
-        def add(total, micro_batch):
-            return jax.tree.map(jnp.add, total, sums_and_gradients(params, *micro_batch)), None
-
-        shapes = jax.eval_shape(
-            sums_and_gradients, params, *jax.tree.map(lambda x: x[0], (parts, keys))
-        )
-        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-        return jax.lax.scan(add, zeros, (parts, keys))[0]
+    accumulated = _added_up(sums_and_gradients, accumulate_steps, micro_batches)
 
     def train_step(state: TrainState, batch: Batch):
         key = jax.random.fold_in(jax.random.key(seed, impl="rbg"), state.step)
@@ -136,6 +123,22 @@ def make_train_step(
         return TrainState(state.step + 1, *kept), metrics
 
     return train_step
+
+
+def _added_up(compute: Callable, count: int, micro_batches: Callable) -> Callable:
+    """compute(params, batch, key), added up over `count` micro-batches, one after the other."""
+
+    def added_up(params, batch, key):
+        parts = jax.tree.map(lambda x: micro_batches(x, count), batch), jax.random.split(key, count)
+
+        def add(total, part):
+            return jax.tree.map(jnp.add, total, compute(params, *part)), None
+
+        shapes = jax.eval_shape(compute, params, *jax.tree.map(lambda x: x[0], parts))
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+        return jax.lax.scan(add, zeros, parts)[0]
+
+    return compute if count == 1 else added_up
 
 
 def make_eval_step(

@@ -19,7 +19,7 @@ from transformer_jax.data.packing import Shape
 from transformer_jax.decoding.engine import Models
 from transformer_jax.decoding.translator import Translator
 from transformer_jax.devices import check_devices, peak_memory, usable_memory
-from transformer_jax.model.build import abstract_model
+from transformer_jax.model.build import abstract_model, for_platform
 from transformer_jax.sharding import layout_of
 from transformer_jax.storage import local_folder
 from transformer_jax.training.chips import peak_flops
@@ -70,6 +70,7 @@ class Trainer:
             hosts.check_shared(self.workdir / ".shared")
             with hosts.together():
                 self.config = config = check_owner(self.workdir, config)
+                for_platform(config.model, jax.default_backend())  # before the corpora are read
                 self.data = load_data(self.workdir, config)
             self.layout = layout_of(config)
             hosts.check_equal("the tokens of the training corpus", self.data.fingerprint)
