@@ -484,13 +484,6 @@ def test_a_changed_field_is_refused_with_the_ways_on(first):
     ],
     ids=lambda data: next(iter(data)),
 )
-@pytest.mark.skipif(jax.default_backend() == "gpu", reason="it can run there")
-def test_a_kernel_that_cannot_run_is_told_before_the_corpora_are_read(tmp_path):
-    config = tiny_config(model={"attention_kernel": "cudnn"}, data={"train": "text:nowhere"})
-    with pytest.raises(ValueError, match="attention_kernel=cudnn needs an NVIDIA GPU"):
-        Trainer(config, tmp_path / "run")
-
-
 def test_a_start_that_fails_leaves_no_folder(tmp_path, data):
     there = tmp_path / "there"
     there.mkdir()
@@ -499,6 +492,13 @@ def test_a_start_that_fails_leaves_no_folder(tmp_path, data):
         with pytest.raises((ValueError, OSError)):
             Trainer(tiny_config(data=data), workdir)
     assert not (tmp_path / "new").exists() and (there / "notes").read_text() == "mine"
+
+
+@pytest.mark.skipif(jax.default_backend() == "gpu", reason="it can run there")
+def test_a_kernel_that_cannot_run_is_told_before_the_corpora_are_read(tmp_path):
+    config = tiny_config(model={"attention_kernel": "cudnn"}, data={"train": "text:nowhere"})
+    with pytest.raises(ValueError, match="attention_kernel=cudnn needs an NVIDIA GPU"):
+        Trainer(config, tmp_path / "run")
 
 
 def test_a_folder_that_something_was_put_into_meanwhile_stays(tmp_path, monkeypatch):
