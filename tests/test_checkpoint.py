@@ -485,8 +485,8 @@ def test_a_run_that_cannot_be_loaded_is_told(trained, error, workdir, options, t
 def test_a_damaged_checkpoint_gives_way_to_the_one_before_with_a_warning(run, damage, caplog):
     folder = run / "checkpoints" / "6"
     if damage == "truncated":
-        biggest = max((folder / "params").rglob("d/*"), key=lambda path: path.stat().st_size)
-        biggest.write_bytes(biggest.read_bytes()[:50])
+        for file in (folder / "params").rglob("d/*"):  # some are left over, and not read
+            file.write_bytes(file.read_bytes()[:50])
     else:
         shutil.rmtree(folder / "run" if damage == "no run item" else folder)
         folder.mkdir(exist_ok=True)

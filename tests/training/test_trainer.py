@@ -125,9 +125,8 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, caplog):
     config = tiny_config()
     run(config, tmp_path, 2)
     whole = run(config, tmp_path, 2)
-    files = (tmp_path / "checkpoints/4").rglob("d/*")
-    largest = max(files, key=lambda path: path.stat().st_size)
-    largest.write_bytes(largest.read_bytes()[:10])
+    for file in (tmp_path / "checkpoints/4").rglob("d/*"):  # some are left over, and not read
+        file.write_bytes(file.read_bytes()[:10])
     with caplog.at_level(logging.WARNING):
         again = Trainer(config, tmp_path)
     assert again.step == 2
