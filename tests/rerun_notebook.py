@@ -1,6 +1,7 @@
 """Runs the notebook from top to bottom and keeps its outputs: python tests/rerun_notebook.py
 
-test_notebook.py checks that they belong to the notebook's code.
+The translations get the same code and outputs, and keep their prose; `--copy` does that alone.
+test_notebook.py checks that outputs belong to the code, and translations to the English prose.
 """
 
 import base64
@@ -18,6 +19,7 @@ from nbclient import NotebookClient
 from PIL import Image
 
 NOTEBOOK = pathlib.Path(__file__).parents[1] / "notebooks" / "attention.ipynb"
+TRANSLATIONS = [NOTEBOOK.with_suffix(".ko.ipynb")]
 
 
 class ThisPython(AsyncKernelManager):
@@ -43,8 +45,11 @@ def run(book: nbformat.NotebookNode, folder: str | os.PathLike) -> None:
 
 def digest(book: nbformat.NotebookNode) -> str:
     """Of the code that the outputs come from."""
-    sources = "\0".join(cell.source for cell in code_cells(book))
-    return hashlib.sha256(sources.encode()).hexdigest()
+    return _sha256("\0".join(cell.source for cell in code_cells(book)))
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def strip(book: nbformat.NotebookNode) -> None:
@@ -68,7 +73,8 @@ def smaller(png: str) -> str:
     """A PNG in 128 colours, about half as large."""
     kept = io.BytesIO()
     with Image.open(io.BytesIO(base64.b64decode(png))) as image:
-        image.convert("RGB").quantize(128).save(kept, "PNG", optimize=True)
+        small = image.convert("RGB").quantize(128)
+        small.save(kept, "PNG", optimize=True, dpi=image.info["dpi"])
     return base64.b64encode(kept.getvalue()).decode()
 
 
@@ -87,10 +93,42 @@ def code_cells(book: nbformat.NotebookNode) -> list:
     return [cell for cell in book.cells if cell.cell_type == "code"]
 
 
-if __name__ == "__main__":
+def translated(book: nbformat.NotebookNode, path: pathlib.Path) -> nbformat.NotebookNode:
+    """The notebook with the prose of its translation at `path`, by the ids of cells.
+
+    The metadata of a translated cell holds the digest of the English prose that it was made from;
+    a cell without a translation is in English.
+    """
+    own = {cell.id: cell for cell in nbformat.read(path, as_version=4).cells}
+    cells = [
+        own.get(cell.id, cell) if cell.cell_type == "markdown" else cell for cell in book.cells
+    ]
+    return nbformat.from_dict(book | {"cells": cells})
+
+
+def stale(book: nbformat.NotebookNode, translation: nbformat.NotebookNode) -> list[str]:
+    """Ids of the cells whose prose is not translated from the notebook's."""
+    return [
+        cell.id
+        for cell, own in zip(book.cells, translation.cells, strict=True)
+        if cell.cell_type == "markdown"
+        and own.metadata.get("translated_from") != _sha256(cell.source)
+    ]
+
+
+def main() -> None:
     notebook = nbformat.read(NOTEBOOK, as_version=4)
-    with tempfile.TemporaryDirectory() as elsewhere:
-        run(notebook, elsewhere)
-    strip(notebook)
-    nbformat.validate(notebook)
-    nbformat.write(notebook, NOTEBOOK)
+    if "--copy" not in sys.argv:
+        with tempfile.TemporaryDirectory() as elsewhere:
+            run(notebook, elsewhere)
+        strip(notebook)
+        nbformat.validate(notebook)
+        nbformat.write(notebook, NOTEBOOK)
+    for path in TRANSLATIONS:
+        translation = translated(notebook, path)
+        nbformat.write(translation, path)
+        print(path.name, "is stale in:", *stale(notebook, translation))
+
+
+if __name__ == "__main__":
+    main()

@@ -5,7 +5,7 @@ import re
 
 import nbformat
 import pytest
-from rerun_notebook import NOTEBOOK, code_cells, digest, joined, run
+from rerun_notebook import NOTEBOOK, TRANSLATIONS, code_cells, digest, joined, run, stale
 
 _MACHINE = re.compile(r"/(?:tmp|root|home|work|usr|var|Users)/|site-packages|\b[A-Z]:\\")
 
@@ -51,7 +51,8 @@ def test_is_a_valid_notebook_of_any_python3(book):
 
 def test_each_section_names_its_papers_and_what_of_the_library_it_shows(book):
     sections = [text for text in texts(book) if text.startswith("## ")]
-    assert [int(re.match(r"## (\d+)\. ", text)[1]) for text in sections] == list(range(1, 16))
+    numbers = [int(re.match(r"## (\d+)\. ", text)[1]) for text in sections]
+    assert numbers == sorted(set(numbers))
     for text in sections:
         assert re.search(r"transformer_jax\.\w", text), text
     for text in sections[:-1]:
@@ -103,6 +104,23 @@ def test_it_shows_figures_and_a_page(book):
     shown = [kind for kinds_of_cell in kinds(book).values() for kind in kinds_of_cell]
     assert sum("image/png" in kind for kind in shown) >= 14
     assert sum("text/html" in kind for kind in shown) == 1
+
+
+@pytest.fixture(params=TRANSLATIONS, ids=lambda path: path.name)
+def translation(request):
+    return nbformat.read(request.param, as_version=4)
+
+
+def test_a_translation_has_the_same_cells_code_and_outputs(book, translation):
+    nbformat.validate(translation)
+    assert [cell.id for cell in translation.cells] == [cell.id for cell in book.cells]
+    assert code_cells(translation) == code_cells(book)
+    assert translation.metadata == book.metadata
+
+
+@pytest.mark.xfail(reason="the Korean notebook is being translated")
+def test_a_translation_is_of_the_present_prose(book, translation):
+    assert stale(book, translation) == []
 
 
 @pytest.mark.slow
