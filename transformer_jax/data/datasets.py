@@ -143,7 +143,7 @@ def _trained_vocabulary(data: DataConfig, corpora: list[Corpus], cache: pathlib.
         writer.append("model", np.frombuffer(vocabulary.model, np.uint8))
         return {}
 
-    key = [kind, size, options, contents]
+    key = ["nfc", kind, size, options, contents]
     entry = cached(cache, "vocabulary", key, "the vocabulary", train)
     return Vocabulary(entry.arrays["model"].tobytes())
 

@@ -14,7 +14,7 @@ from transformer_jax.data.corpora import Corpus, grouped
 from transformer_jax.data.vocabulary import UNK, Vocabulary
 from transformer_jax.storage import Writer, cached
 
-_FORMAT = 2  # of the stored arrays: stores of another format are not found
+_FORMAT = 3  # of the stored arrays: stores of another format are not found
 CHUNK = 20_000  # pairs tokenised in one call
 _LOST = 10  # characters that are named
 
@@ -167,7 +167,7 @@ def _tokenize(
         counts[f"{name} unknown"] = int(np.count_nonzero(side == UNK))
     lost: collections.Counter = collections.Counter()
     for keep, text, decoded in zip(kept, targets, vocabulary.decode_all(encoded[1])):
-        if keep and decoded != text:
+        if keep and decoded != (text := vocabulary.target_text(text)):
             counts["altered"] += 1
             lost += collections.Counter(text) - collections.Counter(decoded)
     return Chunk(ids, tuple(x[kept] for x in lengths), counts, lost)

@@ -36,14 +36,19 @@ _CHUNK = re.compile(r".{1,1000}(?!\S)|.{1,1000}", re.DOTALL)
 _RESERVED = "\u2585"  # SentencePiece leaves out the lines that have it
 SPACE = "\u2581"  # what SentencePiece writes for a space
 
-# The target's own text survives: only sources are normalised, as `normalized_source` does.
-SOURCES_ALONE = "nfc_source"
-NORMALIZATIONS = (SOURCES_ALONE, "identity", "nfkc", "nmt_nfkc", "nfkc_cf", "nmt_nfkc_cf")
+# All text is composed (Unicode NFC); of sources spaces are single, too.
+NFC, SINGLE_SPACES = "nfc", "nfc_source"
+NORMALIZATIONS = (SINGLE_SPACES, "identity", "nfkc", "nmt_nfkc", "nfkc_cf", "nmt_nfkc_cf")
+
+
+def composed(text: str) -> str:
+    """Composed characters (Unicode NFC), such as 한 for ᄒ, ᅡ and ᆫ, which look the same."""
+    return unicodedata.normalize("NFC", text)
 
 
 def normalized_source(text: str) -> str:
-    """Composed characters (Unicode NFC) and single spaces: what differs looks the same."""
-    return " ".join(unicodedata.normalize("NFC", text).split())
+    """Composed characters and single spaces: what differs looks the same."""
+    return " ".join(composed(text).split())
 
 
 class Vocabulary:
@@ -81,7 +86,7 @@ class Vocabulary:
         kind: str = "unigram",
         *,
         byte_fallback: bool = False,
-        normalization: str = SOURCES_ALONE,
+        normalization: str = SINGLE_SPACES,
         tags: Sequence[str] = (),
         sample: "Sample | None" = None,
     ) -> "Vocabulary":
@@ -95,8 +100,8 @@ class Vocabulary:
             spaces, the most frequent first).
           byte_fallback: spell what has no piece in bytes ("unigram" and "bpe"): all characters but
             the rarest have pieces. Without, all characters of the corpora have.
-          normalization: one of `NORMALIZATIONS`: of sources alone, or a rule of SentencePiece for
-            both sides ("unigram" and "bpe").
+          normalization: one of `NORMALIZATIONS`: NFC, or a rule of SentencePiece ("unigram" and
+            "bpe").
           tags: symbols that are one piece each, at the beginning of a text.
           sample: of the corpora and these options, by `draw_sample`; None = it is drawn.
 
@@ -151,17 +156,21 @@ class Vocabulary:
         """Whether a text is one known symbol."""
         return len(ids := self.encode([text])[0]) == 2 and ids[0] != UNK
 
-    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+    def encode(self, texts: Iterable[str]) -> list[list[int]]:
         """Token ids of each text, closed by EOS."""
-        return self._processor.encode(list(texts), add_eos=True)
+        return self._processor.encode(list(map(self.target_text, texts)), add_eos=True)
 
-    def encode_sources(self, texts: Sequence[str]) -> list[list[int]]:
+    def encode_sources(self, texts: Iterable[str]) -> list[list[int]]:
         """As `encode`, of texts to be translated, which may be normalised harder."""
         return self.encode(map(self.source_text, texts))
 
     def source_text(self, text: str) -> str:
         """A text to be translated, as it is read."""
-        return normalized_source(text) if self.normalization == SOURCES_ALONE else text
+        return normalized_source(text) if self.normalization == SINGLE_SPACES else text
+
+    def target_text(self, text: str) -> str:
+        """A translation, as it is read."""
+        return composed(text) if self.normalization in (NFC, SINGLE_SPACES) else text
 
     def nbest(self, text: str, size: int) -> list[list[int]]:
         """The most probable segmentations of a text by a unigram vocabulary, without EOS."""
@@ -209,14 +218,17 @@ def draw_sample(
     """
     if kind == "bytes":  # needs no text
         return Sample([], [], None)
-    sources_alone = normalization == SOURCES_ALONE and kind != "symbols"
-    normalize = normalized_source if sources_alone else str
+    of_source, of_target = {SINGLE_SPACES: (normalized_source, composed)}.get(
+        normalization, (str, str)
+    )
+    if kind == "symbols":
+        of_source = of_target = composed
     characters = None if byte_fallback or kind == "symbols" else set()
     chance, texts, sizes, number, held = random.Random(0), [], [], 0, 0
     for corpus in corpora:
         first = number
         for source, target in corpus:
-            for text in normalize(source), target:
+            for text in of_source(source), of_target(target):
                 number += 1
                 if characters is not None:
                     characters.update(text)
@@ -232,7 +244,7 @@ def draw_sample(
                     texts = chance.sample(texts, size)
                     held = sum(map(len, texts))
         sizes.append((number - first) // 2)
-    if characters and normalization not in (SOURCES_ALONE, "identity"):
+    if characters and normalization not in (SINGLE_SPACES, "identity"):
         rule = sentencepiece.SentencePieceNormalizer(rule_name=normalization)
         characters = set(rule.normalize("".join(sorted(characters)))) - {SPACE}
     return Sample(texts, sizes, characters)
@@ -247,7 +259,7 @@ def _train(
     """A SentencePiece model of a sample; RuntimeError where there can be none."""
     model, required = io.BytesIO(), sample.characters
     chunks = (_CHUNK.findall(text.replace(_RESERVED, " ")) for text in sample.texts if text.strip())
-    as_written = normalization in (SOURCES_ALONE, "identity")
+    as_written = normalization in (SINGLE_SPACES, "identity")
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=itertools.chain.from_iterable(chunks),
         model_writer=model,
@@ -275,7 +287,7 @@ def _train(
 
 
 def _empty_model() -> protocol.ModelProto:
-    """A SentencePiece model of the special symbols, which normalises nothing."""
+    """A SentencePiece model of the special symbols."""
     types = protocol.ModelProto.SentencePiece
     model = protocol.ModelProto()
     for number, piece in _SPECIAL.items():
@@ -283,7 +295,7 @@ def _empty_model() -> protocol.ModelProto:
     trainer = model.trainer_spec
     trainer.pad_id, trainer.bos_id, trainer.eos_id, trainer.unk_id = PAD, BOS, EOS, UNK
     trainer.bos_piece, trainer.eos_piece = _SPECIAL[BOS], _SPECIAL[EOS]
-    model.normalizer_spec.name = "identity"
+    model.normalizer_spec.name = NFC
     return model
 
 
