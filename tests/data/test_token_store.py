@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import unicodedata
 import zlib
 
 import numpy as np
@@ -153,6 +154,15 @@ def test_targets_that_do_not_come_back_are_counted_with_what_they_lose(open_pair
     assert store.counts["altered"] == 2 and store.lost == {"한": 2, "국": 1}
     assert store.altered == "66.67% (lost: '한' 2, '국' 1)"
     assert open_pairs([Pair("Hund", "Katze")]).altered == "0.00%"
+
+
+def test_composing_is_no_alteration(open_pairs):
+    pairs = [Pair("Hund", "eine große Tür läuft")] * 2
+    decomposed = [Pair(x, unicodedata.normalize("NFD", y)) for x, y in pairs]
+    store = open_pairs(pairs), open_pairs(decomposed, name="decomposed.tsv")
+    assert sentences(store[0]) == sentences(store[1]) and store[0].counts["altered"]
+    pairs = [Pair("Hund", unicodedata.normalize("NFD", "läuft"))]
+    assert open_pairs(pairs).counts["altered"] == 0
 
 
 def test_a_store_is_the_same_whatever_is_noted_of_it(open_pairs, tmp_path):

@@ -95,8 +95,8 @@ def test_decomposed_text_is_composed_text(kind):
         return unicodedata.normalize("NFD", text)
 
     pairs = [Pair("세 개의 옛 잎", "젊은 café"), Pair("한 개", "잎 하나")] * 20
-    vocabulary = Vocabulary.train([pairs], 30, kind)
-    other = Vocabulary.train([[Pair(*map(decomposed, pair)) for pair in pairs]], 30, kind)
+    vocabulary = Vocabulary.train([pairs], 22, kind)
+    other = Vocabulary.train([[Pair(*map(decomposed, pair)) for pair in pairs]], 22, kind)
     assert other.model == vocabulary.model
     text = "한 개 café"
     (ids,) = vocabulary.encode([text])
