@@ -14,7 +14,12 @@ from transformer_jax.__main__ import COMMANDS, parser_of
 from transformer_jax.config import load_config, reference, with_field
 
 ROOT = pathlib.Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "benchmarks/RESULTS.md"]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "README.ko.md",
+    ROOT / "CHANGELOG.md",
+    ROOT / "benchmarks/RESULTS.md",
+]
 PAGES += sorted((ROOT / "docs").glob("*.md"))
 SECTIONS = "model|data|optimizer|training|decoding"
 # Flags of every command (--help), ruff, pytest, TensorBoard, spm_train, Slurm and gcloud.
