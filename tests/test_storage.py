@@ -77,6 +77,7 @@ PATH_FLAGS = {
     "train": ["workdir"],
     "decode": ["workdir", "input", "output", "prefix_file", "attention_html"],
     "compare": ["workdir", "probes"],
+    "export": ["workdir", "output"],
 }
 
 
@@ -85,6 +86,7 @@ def test_a_flag_that_is_a_path_is_a_local_one(command, monkeypatch, capsys):
     monkeypatch.setenv("HOME", "/home/me")
     needed = ["--workdir=a", *(["--config=b"] if command == "train" else [])]
     needed += ["--configs=b"] if command == "compare" else []
+    needed += ["--format=safetensors", "--output=b"] if command == "export" else []
     for name in PATH_FLAGS[command]:
         found = getattr(parser_of(command).parse([*needed, f"--{name}=~/runs/x"]), name)
         assert (found[-1] if isinstance(found, list) else found) == "/home/me/runs/x"

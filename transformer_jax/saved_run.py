@@ -10,7 +10,7 @@ import os
 import pathlib
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -28,6 +28,15 @@ CONFIG_FILE, VOCABULARY_FILE = "config.json", "vocabulary.model"
 logger = logging.getLogger(__name__)
 
 _DELETION_SECONDS = 0.3  # a checkpoint that is being deleted looks damaged until it is gone
+
+
+class SavedRun(NamedTuple):
+    """A run as it was saved; the parameters are float32 arrays of the host."""
+
+    config: Config
+    vocabulary: Vocabulary
+    graphdef: nnx.GraphDef
+    params: Any
 
 
 def read_config(workdir: pathlib.Path) -> Config:
@@ -71,10 +80,8 @@ def check_origin(workdir: pathlib.Path, config: Config) -> None:
 
 
 @quiet_orbax()
-def load_run(
-    workdir: str | os.PathLike, checkpoint: str = "best", average: int = 1
-) -> tuple[Config, Vocabulary, nnx.GraphDef, Any]:
-    """Config, vocabulary, graph definition and parameters of a run, or their mean if it keeps one.
+def load_run(workdir: str | os.PathLike, checkpoint: str = "best", average: int = 1) -> SavedRun:
+    """A run, with its parameters or their mean if it keeps one.
 
     Args:
       workdir: of the run.
@@ -102,9 +109,9 @@ def load_run(
         like = {"ema" if config.optimizer.ema_decay else "params": shapes}
         sound = _load_sound(checkpoints, lambda: _candidates(checkpoints, wanted), like, average)
     if average == 1:
-        return config, vocabulary, graphdef, sound[0]
+        return SavedRun(config, vocabulary, graphdef, sound[0])
     mean = jax.tree.map(lambda *xs: np.mean(xs, axis=0, dtype=np.float32), *sound)
-    return config, vocabulary, graphdef, mean
+    return SavedRun(config, vocabulary, graphdef, mean)
 
 
 def _load_sound(
