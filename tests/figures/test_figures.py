@@ -6,7 +6,9 @@ import xml.etree.ElementTree as ET
 import numpy as np
 import pytest
 from attentions import ENGLISH, HEADS, attention_of
+from matplotlib import rc_context
 from matplotlib.image import imread
+from matplotlib.transforms import Bbox
 
 from transformer_jax.config import Config
 from transformer_jax.decoding.alignment import Alignment
@@ -138,25 +140,53 @@ def test_files_have_the_format_of_their_suffix(tmp_path):
     for name in ("a.svg", "a.PNG", "a.pdf"):
         save(figure, tmp_path / name)
     texts = [x.text for x in ET.parse(tmp_path / "a.svg").iter("{http://www.w3.org/2000/svg}text")]
-    assert {"two", "hundert", "$x^2$", "predicts"} <= set(texts)
+    assert {"two", "hundert", "$x^2$", "prediction"} <= set(texts)
     assert imread(tmp_path / "a.PNG").std() > 0
     assert (tmp_path / "a.pdf").read_bytes().startswith(b"%PDF")
     with pytest.raises(ValueError, match="'txt' is not supported"):
         save(figure, tmp_path / "a.txt")
 
 
-@pytest.mark.parametrize("words", [3, 40])
-def test_everything_drawn_is_in_the_file(tmp_path, words):
-    """Labels, names of axes and the colour bar are within the figure, and none is over another."""
-    tokens = [f"\u2581{'word' * 3}{n}" for n in range(words)]
-    figure = attention_grid(attention_of(tokens, tokens))
+@pytest.mark.parametrize(("source", "target"), [(1, 1), (3, 40), (40, 3), (40, 40)])
+def test_a_figure_is_as_large_as_what_is_drawn(source, target):
+    """All is within, none is over another, and no side is left empty."""
+    tokens = [[f"\u2581{'word' * 3}{n}" for n in range(count)] for count in (source, target)]
+    figure = attention_grid(attention_of(*tokens))
     figure.draw_without_rendering()
     boxes = [axes.get_tightbbox() for axes in figure.axes]
     boxes.append(figure.texts[0].get_window_extent())
     for index, box in enumerate(boxes):
         assert figure.bbox.padded(1).contains(*box.min) and figure.bbox.padded(1).contains(*box.max)
         assert not box.padded(-1).count_overlaps(boxes[:index])
+    empty = figure.bbox.size - Bbox.union(boxes).size
+    assert max(empty) < figure.dpi / 2
+    *maps, bar = (axes.get_window_extent() for axes in figure.axes)
+    assert bar.y1 - bar.y0 == pytest.approx(maps[0].y1 - maps[-1].y0)
+    assert maps[0].width / maps[0].height == pytest.approx((source + 1) / (target + 1))
+
+
+def test_labels_say_which_side_they_are_of():
+    names = {
+        kind: (axes.get_ylabel(), axes.get_title())
+        for kind in ("encoder", "decoder", "cross")
+        for axes in attention_figure(ATTENTION, kind).axes[:1]
+    }
+    assert names == {
+        "encoder": ("query: source", "key: source"),
+        "decoder": ("query: decoder input", "key: decoder input"),
+        "cross": ("query: decoder input", "key: source"),
+    }
+    words = [f"\u2581Donaudampfschifffahrts{end}" for end in ("gesellschaft", "kapit\u00e4n")]
+    axes = attention_figure(attention_of(words)).axes[0]
+    assert _texts(axes.get_xticklabels())[:2] == [
+        "Donaudampfschif\u2026llschaft",
+        "Donaudampfschif\u2026skapit\u00e4n",
+    ]
 
 
 def test_a_notebook_shows_the_figure():
-    assert imread(io.BytesIO(attention_figure(ATTENTION)._repr_png_())).std() > 0
+    """With 100 dots per inch, also where a notebook's settings say fewer."""
+    with rc_context({"figure.dpi": 72}):
+        figure = attention_figure(ATTENTION)
+    image = imread(io.BytesIO(figure._repr_png_()))
+    assert image.std() > 0 and image.shape[1] > 90 * figure.get_size_inches()[0]

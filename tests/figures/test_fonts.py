@@ -5,8 +5,8 @@ from fontTools.fontBuilder import FontBuilder
 from fontTools.pens.ttGlyphPen import TTGlyphPen
 from matplotlib import font_manager
 
-from transformer_jax.figures.figures import Figure
 from transformer_jax.figures.fonts import find_new_fonts, font_families
+from transformer_jax.figures.maps import Figure
 
 HANGUL = "\uac00\ub098"
 USUAL = font_families([])
@@ -84,6 +84,17 @@ def test_a_script_has_its_font(install, text, family):
     install("Noto Sans Devanagari", "\u0905")
     install("Noto Serif Tibetan", "\u0f40")
     assert font_families([text]) == [*USUAL, family]
+
+
+def test_any_font_that_has_the_character_will_do(install):
+    install("Other Handwriting", HANGUL)
+    install("Rare Handwriting", HANGUL + "\U00013000")
+    assert font_families([HANGUL]) == [*USUAL, "Other Handwriting"]
+    assert font_families([f"{HANGUL} \U00013000"]) == [
+        *USUAL,
+        "Other Handwriting",
+        "Rare Handwriting",
+    ]
 
 
 def test_a_character_that_no_font_has_is_told(install):

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from transformer_jax.data.vocabulary import Vocabulary
-from transformer_jax.figures.labels import begins_word, label, right_to_left, text_of
+from transformer_jax.figures.labels import begins_word, label, right_to_left, shortened, text_of
 
 
 @pytest.mark.parametrize(
@@ -26,6 +26,12 @@ from transformer_jax.figures.labels import begins_word, label, right_to_left, te
 )
 def test_a_label_is_the_piece_without_its_marks(piece, shown):
     assert label(piece) == shown
+
+
+def test_a_long_label_keeps_its_ends():
+    assert shortened("a" * 24) == "a" * 24
+    assert shortened("a" * 20 + "b" * 9) == "a" * 15 + "\u2026" + "b" * 8
+    assert shortened("abcdef", 4) == "ab\u2026f"
 
 
 def test_words_begin_at_blanks_and_symbols():

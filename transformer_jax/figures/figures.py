@@ -5,21 +5,18 @@ opens, and a figure is freed like any object. Labels are in reading order from t
 top, for right-to-left scripts too; each label by itself is written as its script is.
 """
 
-import io
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import matplotlib.figure
 import numpy as np
 from matplotlib import rc_context
-from matplotlib.axes import Axes
-from matplotlib.image import AxesImage
 from matplotlib.patches import Rectangle
 
 from transformer_jax.config import Config
-from transformer_jax.figures.fonts import font_families
 from transformer_jax.figures.labels import label
+from transformer_jax.figures.maps import Figure, Side, heat_maps
 from transformer_jax.storage import local_path
 
 if TYPE_CHECKING:
@@ -28,18 +25,6 @@ if TYPE_CHECKING:
 
 KINDS = ("encoder", "decoder", "cross")
 
-_MAX_INCHES = 100.0  # of a side: 15,000 pixels
-_MARGIN = 2.0  # inches for labels and title; what they leave empty is cropped
-
-
-class Figure(matplotlib.figure.Figure):
-    """A figure that a notebook shows also where pyplot was never imported."""
-
-    def _repr_png_(self) -> bytes:
-        with io.BytesIO() as file:
-            self.savefig(file, format="png", bbox_inches="tight")
-            return file.getvalue()
-
 
 def attention_figure(
     attention: "Attention", kind: str = "cross", layer: int = 0, head: int | None = 0
@@ -47,7 +32,7 @@ def attention_figure(
     """The attention of one head: from each row's token to each column's; dark is much.
 
     A row of the decoder has the token that it reads on the left and the one that it predicts
-    on the right.
+    on the right; tokens of more than 24 characters are shortened.
 
     Args:
       attention: of a sentence pair, from `Translator.attention`.
@@ -65,7 +50,7 @@ def attention_figure(
         _check_number("head", head, len(weights_HTM), f" in layer {layer}")
         weights_HTM, name = weights_HTM[head : head + 1], f"head {head}"
     title = f"{kind} attention, layer {layer}, {name}"
-    return _attention_maps(attention, kind, weights_HTM, [""], title, cell=0.25, fontsize=9)
+    return _attention_maps(attention, kind, weights_HTM, [""], title)
 
 
 def attention_grid(attention: "Attention", kind: str = "cross", layer: int = 0) -> Figure:
@@ -77,7 +62,7 @@ def attention_grid(attention: "Attention", kind: str = "cross", layer: int = 0) 
     weights_HTM = _weights(attention, kind, layer)
     names = [f"head {head}" for head in range(len(weights_HTM))]
     title = f"{kind} attention, layer {layer}"
-    return _attention_maps(attention, kind, weights_HTM, names, title, cell=0.16, fontsize=7)
+    return _attention_maps(attention, kind, weights_HTM, names, title)
 
 
 def alignment_figure(alignment: "Alignment") -> Figure:
@@ -91,15 +76,11 @@ def alignment_figure(alignment: "Alignment") -> Figure:
         raise ValueError(
             f"an alignment of {len(columns)} source and {len(rows)} target words has no figure"
         )
-    figure = _figure(len(columns) * 0.35 + _MARGIN, len(rows) * 0.35 + _MARGIN)
-    axes = figure.add_subplot()
-    style = _label_style(rows + columns, 9)
-    image = _heat_map(axes, alignment.weights, rows, columns, style, alignment.weights.max())
+    sides = {"rows": Side("target words", rows), "columns": Side("source words", columns)}
+    figure = heat_maps(alignment.weights[None], [""], "word alignment, links framed", **sides)
     for source, target in alignment.links:
-        corner = source - 0.5, target - 0.5
-        axes.add_patch(Rectangle(corner, 1, 1, fill=False, edgecolor="#d9480f", linewidth=2))
-    axes.set(ylabel="target", xlabel="source, links framed")
-    figure.colorbar(image, ax=axes, label="weight")
+        frame = Rectangle((source - 0.5, target - 0.5), 1, 1, fill=False, edgecolor="#d9480f")
+        figure.axes[0].add_patch(frame).set_linewidth(2)
     return figure
 
 
@@ -195,69 +176,23 @@ def _positions(model_dim: int, length: int) -> np.ndarray:
 
 
 def _figure(width: float, height: float) -> Figure:
-    size = min(width, _MAX_INCHES), min(height, _MAX_INCHES)
-    return Figure(figsize=size, layout="compressed")
+    return Figure(figsize=(width, height), dpi=100, layout="constrained")
 
 
 def _attention_maps(
-    attention: "Attention",
-    kind: str,
-    weights_HTM: np.ndarray,
-    names: Sequence[str],
-    title: str,
-    *,
-    cell: float,
-    fontsize: float,
+    attention: "Attention", kind: str, weights_HTM: np.ndarray, names: Sequence[str], title: str
 ) -> Figure:
-    """A heat map a head, on one colour scale, labelled at the outer sides."""
-    reads, predicts, source = (
+    source, reads, predictions = (
         [label(piece) for piece in pieces]
-        for pieces in (attention.input_tokens, attention.target_tokens, attention.source_tokens)
+        for pieces in (attention.source_tokens, attention.input_tokens, attention.target_tokens)
     )
-    rows = source if kind == "encoder" else reads
-    columns = reads if kind == "decoder" else source
-    style = _label_style(source + reads + predicts, fontsize)
-    across = min(len(weights_HTM), 4)
-    down = -(-len(weights_HTM) // across)
-    width, height = (cell * count + 0.3 for count in (len(columns), len(rows)))
-    figure = _figure(across * width + _MARGIN, down * height + _MARGIN)
-    for head, weights_TM in enumerate(weights_HTM):
-        axes = figure.add_subplot(down, across, head + 1)
-        left, right, top = head % across == 0, (head + 1) % across == 0, head < across
-        shown = rows if left else [], columns if top else []
-        image = _heat_map(axes, weights_TM, *shown, style, weights_HTM.max())
-        axes.set_xlabel(names[head])
-        if kind != "encoder" and left:
-            axes.set_ylabel("reads")
-        if kind != "encoder" and right:
-            outer = axes.secondary_yaxis("right")
-            outer.tick_params(length=0)
-            outer.spines[:].set_visible(False)
-            outer.set_ylabel("predicts")
-            outer.set_yticks(range(len(predicts)), predicts, **style)
-    figure.suptitle(title)
-    figure.colorbar(image, ax=figure.axes, label="weight", shrink=0.8, pad=0.02)
-    return figure
-
-
-def _label_style(texts: Sequence[str], fontsize: float) -> dict[str, Any]:
-    # Without mathematics: a dollar is a dollar.
-    return {"fontfamily": font_families(texts), "fontsize": fontsize, "parse_math": False}
-
-
-def _heat_map(
-    axes: Axes,
-    weights_TM: np.ndarray,
-    rows: Sequence[str],
-    columns: Sequence[str],
-    style: dict[str, Any],
-    highest: float,
-) -> AxesImage:
-    """Draws weights, labelled on the left and on top; an empty list leaves labels out."""
-    image = axes.imshow(weights_TM, cmap="Blues", vmin=0, vmax=highest, interpolation="nearest")
-    axes.tick_params(length=0, top=True, labeltop=True, bottom=False, labelbottom=False)
-    axes.set_yticks(range(len(rows)), rows, **style)
-    turned = {"rotation": 60, "ha": "left", "rotation_mode": "anchor"}
-    axes.set_xticks(range(len(columns)), columns, **turned, **style)
-    axes.spines[:].set_color("#bbbbbb")
-    return image
+    queries = ("source", source) if kind == "encoder" else ("decoder input", reads)
+    keys = ("decoder input", reads) if kind == "decoder" else ("source", source)
+    return heat_maps(
+        weights_HTM,
+        names,
+        title,
+        rows=Side(f"query: {queries[0]}", queries[1]),
+        columns=Side(f"key: {keys[0]}", keys[1]),
+        right=None if kind == "encoder" else Side("prediction", predictions),
+    )

@@ -22,6 +22,12 @@ def label(piece: str) -> str:
     return re.sub(f"[{_SPACE} ]", "\u2423", piece)
 
 
+def shortened(text: str, length: int = 24) -> str:
+    """A long text without its middle: words of one beginning often differ at the end."""
+    tail = length // 3
+    return text if len(text) <= length else f"{text[: length - tail - 1]}\u2026{text[-tail:]}"
+
+
 def begins_word(piece: str) -> bool:
     """Whether a space stands before, or it is a symbol such as <eos>."""
     return piece.startswith(_SPACE) or bool(_SYMBOL.fullmatch(piece))
