@@ -67,8 +67,8 @@ def compiled_search(
     return jax.jit(run, donate_argnums=1).lower(placed(models), placed(state)).compile()
 
 
-def step_of(text: str) -> dict[str, int]:
-    """Launches, loops and cycles of a step: the body of the outermost loop of a program."""
+def step_of(text: str, *, searched: bool = True) -> dict[str, int]:
+    """Launches, loops and cycles of a step: the outermost loop's body in a search's program."""
     blocks = {}
     for block in text.split("\n\n"):
         if match := re.match(r"\s*(ENTRY )?%?([\w.-]+) .*\{\n", block):
@@ -76,7 +76,8 @@ def step_of(text: str) -> dict[str, int]:
 
     def loop(line: str) -> tuple[str, int]:
         condition, body = re.search(r"condition=%?([\w.-]+), body=%?([\w.-]+)", line).groups()
-        rounds = re.findall(r"constant\((\d+)\)", "\n".join(blocks[condition]))
+        known = re.findall(r'known_trip_count":\{"n":"(\d+)"', line)
+        rounds = known or re.findall(r"constant\((\d+)\)", "\n".join(blocks[condition]))
         return body, max(map(int, rounds), default=1)
 
     def add(name: str, times: int, total: dict[str, int]) -> dict[str, int]:
@@ -92,8 +93,11 @@ def step_of(text: str) -> dict[str, int]:
                 total["cycles"] += times * int(cycles[1]) if cycles else 0
         return total
 
-    (line,) = [line for line in blocks["ENTRY"] if " while(" in line]
-    return add(loop(line)[0], 1, {"launches": 0, "loops": 0, "cycles": 0})
+    name = "ENTRY"
+    if searched:
+        (line,) = [line for line in blocks[name] if " while(" in line]
+        name, _ = loop(line)
+    return add(name, 1, {"launches": 0, "loops": 0, "cycles": 0})
 
 
 def main(_) -> None:

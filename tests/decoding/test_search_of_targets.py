@@ -64,3 +64,6 @@ ENTRY %main (a: f32[8]) -> f32[8] {
 
 def test_a_step_is_the_body_of_the_outermost_loop():
     assert step_of(TEXT) == {"launches": 4, "loops": 1, "cycles": 37}
+    assert step_of(TEXT, searched=False) == {"launches": 5, "loops": 2, "cycles": 37}
+    known = TEXT.replace("body=%inner", 'body=%inner, backend={"known_trip_count":{"n":"5"}}')
+    assert step_of(known) == {"launches": 6, "loops": 1, "cycles": 57}

@@ -8,10 +8,17 @@ from builders import tiny_config
 
 from transformer_jax.config import ParallelConfig
 from transformer_jax.data.datasets import load_data
+from transformer_jax.data.packing import Shape
 from transformer_jax.training import targets
 from transformer_jax.training.chips import CHIPS
 from transformer_jax.training.dry_run import dry_run
-from transformer_jax.training.targets import Target, collectives, describe, find_target
+from transformer_jax.training.targets import (
+    Target,
+    collectives,
+    compile_step,
+    describe,
+    find_target,
+)
 
 TEXT = """
   %all-reduce.1 = (f32[2,3]{1,0}, bf16[4]{0}) all-reduce(%a, %b), channel_id=1
@@ -139,3 +146,19 @@ def test_a_tpu_s_own_compiler_where_it_is_installed(tmp_path, capsys):
     pytest.importorskip("libtpu")
     dry_run(tiny_config(), tmp_path / "run", "tpu:v5e:2x2")
     assert "4 x tpu:v5e" in capsys.readouterr().out
+
+
+@pytest.mark.targets
+@pytest.mark.parametrize(
+    ("package", "name"), [("libtpu", "tpu:v5e:2x2"), ("jax_cuda12_plugin", "gpu:h100:1")]
+)
+def test_a_step_holds_the_logits_of_some_rows_at_once(package, name):
+    """Those of all 64 rows of 256 tokens and 16,384 symbols take 1 GiB, and their gradient too."""
+    pytest.importorskip(package)
+    config = tiny_config(
+        model={"num_layers": 6, "num_heads": 2, "model_dim": 128, "dtype": "bfloat16"}
+    )
+    config.training.logits_mib = 64
+    chips = find_target(name).devices[:1]
+    compiled = compile_step(config, 16384, 64, Shape(256, 256), chips)
+    assert compiled.memory_analysis().temp_size_in_bytes < 900 * 2**20

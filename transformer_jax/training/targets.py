@@ -20,8 +20,9 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from transformer_jax import devices
 from transformer_jax.config import Config
-from transformer_jax.data.batches import Batches, empty_batch
+from transformer_jax.data.batches import empty_batch
 from transformer_jax.data.datasets import RunData, training_batches
+from transformer_jax.data.packing import Shape
 from transformer_jax.heartbeat import heartbeat
 from transformer_jax.model.build import abstract_model
 from transformer_jax.sharding import ROWS, Sharded, is_copied
@@ -127,9 +128,14 @@ def describe(config: Config, data: RunData, target: Target) -> Iterator[str]:
     count, chip = len(target.devices), target.chip
     tokens = config.data.tokens_per_batch or 16384 * count
     batches_of = training_batches(config, data)
+
+    def compiled_for(tokens: int) -> jax.stages.Compiled:
+        rows, row_shape = max(batches_of(tokens).shapes, key=lambda shape: max(shape[1]))
+        return compile_step(config, len(data.vocabulary), rows, row_shape, target.devices)
+
     start = time.monotonic()
     with heartbeat(f"compiling for {target.name}"):
-        compiled = _compile(config, data, batches_of(tokens), target.devices)
+        compiled = compiled_for(tokens)
     seconds = time.monotonic() - start
     memory, need = compiled.memory_analysis(), bytes_of(compiled)
     limit = _USABLE * chip.memory * target.num_chips / count
@@ -143,7 +149,7 @@ def describe(config: Config, data: RunData, target: Target) -> Iterator[str]:
         f"{memory.generated_code_size_in_bytes / 1e9:.2f}"
     )
     with heartbeat(f"compiling for {target.name}, half the batch"):
-        half = bytes_of(_compile(config, data, batches_of(max(tokens // 2, 1)), target.devices))
+        half = bytes_of(compiled_for(max(tokens // 2, 1)))
     most = int(tokens + (limit - need) * (tokens - tokens // 2) / max(need - half, 1))
     about = f"; about {max(most, 0):,} tokens would (from this batch and one of half its size)"
     yield ("it fits" if need <= limit else "it does NOT fit") + (about if need > half else "")
@@ -242,9 +248,11 @@ def _bytes(result: str, kind: str, start: str | None) -> int:
     return sum(sizes[len(sizes) // 2 :] if is_pair else sizes)
 
 
-def _compile(config: Config, data: RunData, batches: Batches, chips: list) -> Any:
-    """The train step for the longest rows of the batches."""
-    graphdef, shapes = abstract_model(config.model, len(data.vocabulary), chips[0].platform)
+def compile_step(
+    config: Config, vocab_size: int, rows: int, row_shape: Shape, chips: list[jax.Device]
+) -> jax.stages.Compiled:
+    """The train step for so many rows on all devices, or the next number that divides."""
+    graphdef, shapes = abstract_model(config.model, vocab_size, chips[0].platform)
     schedule = learning_rate_schedule(
         config.optimizer, config.model.model_dim, config.training.num_steps
     )
@@ -268,7 +276,6 @@ def _compile(config: Config, data: RunData, batches: Batches, chips: list) -> An
         max_logits=max_logits(config.training.logits_mib, chips[0].platform),
         **(layout.hooks if layout else {}),
     )
-    rows, row_shape = max(batches.shapes, key=lambda shape: max(shape[1]))
     split = (layout.num_rows if layout else len(chips)) * micro_batches
     rows = -(-rows // split) * split
     batch = empty_batch(rows, row_shape)
