@@ -25,15 +25,17 @@ class Interrupted(Exception):
 
 
 class Stop:
-    """The first signal that has come, in `signal`."""
+    """The first signal that has come, in `signal`; `plan` is what comes before the end."""
 
-    def __init__(self):
+    def __init__(self, plan: str = "saving"):
         self.signal: Signals | None = None
+        self.plan = plan
 
     def note(self, number: int) -> None:
         """Notes a signal."""
         self.signal = Signals(number)
-        logger.warning("%s: saving before the end; a second signal ends at once", self.signal.name)
+        sentence = "%s: %s before the end; a second signal ends at once"
+        logger.warning(sentence, self.signal.name, self.plan)
 
     def check(self, *_) -> None:
         """Raises Interrupted once a signal has come; takes the arguments of any callback."""
@@ -106,13 +108,13 @@ def undone(undo: Callable[[], None]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def noted() -> Iterator[Stop]:
+def noted(plan: str = "saving") -> Iterator[Stop]:
     """The first signal within the body is noted, for the body to end soon.
 
     In a thread other than the main one of a program that imports the package, none are.
     """
     global _stop
-    stop, handlers = Stop(), {}
+    stop, handlers = Stop(plan), {}
 
     def restore() -> None:
         for number, handler in handlers.items():

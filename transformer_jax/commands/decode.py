@@ -29,6 +29,7 @@ from transformer_jax.decoding.options import SearchOptions
 
 if TYPE_CHECKING:
     from transformer_jax.data.corpora import Corpus
+    from transformer_jax.decoding.translator import Translator
 
 USAGE = "--workdir=FOLDER [--input=FILE] [--output=FILE] [--beam_size=N ...]"
 
@@ -40,7 +41,6 @@ _FILES = (
     ("attention_html", "Page to write, for a browser: attention of the first 100 lines."),
 )
 _FLAGS = (
-    ("average", 1, "Latest checkpoints to average."),
     ("corpus", "", "Corpus to translate instead of lines, such as text:PREFIX."),
     ("score", False, "Print the corpus' scores instead of its translation."),
     ("score_pairs", False, "Score given translations: lines are source, tab, target."),
@@ -76,8 +76,8 @@ _NEED = (
 _IDLE = set("input output prefix_file workdir coordinator num_processes process_id".split())
 
 
-def add_flags(parser: cli.Parser) -> None:
-    """The command's flags."""
+def model_flags(parser: cli.Parser) -> None:
+    """Flags of the model, which `loaded` reads."""
     parser.flag(
         "workdir",
         None,
@@ -89,6 +89,23 @@ def add_flags(parser: cli.Parser) -> None:
         metavar="FOLDER",
     )
     parser.flag("checkpoint", None, "best, last, or the number of a step. Default: best.")
+    parser.flag("average", 1, "Latest checkpoints to average.")
+
+
+def loaded(flags: FlagValues) -> "Translator":
+    """The model that flags name."""
+    from transformer_jax.decoding.translator import Translator
+
+    if flags.average < 1:
+        raise ValueError(f"--average={flags.average} must be at least 1")
+    return Translator.from_workdir(
+        *flags.workdir, checkpoint=flags.checkpoint or "best", average=flags.average
+    )
+
+
+def add_flags(parser: cli.Parser) -> None:
+    """The command's flags."""
+    model_flags(parser)
     for name, help in _FILES:
         parser.flag(name, "", help, parse=cli.path, metavar="FILE")
     for name, default, help in _FLAGS:
@@ -203,8 +220,6 @@ def _check(flags: FlagValues) -> None:
     for name, other in _NEED:
         if name in given and other not in given:
             raise ValueError(f"--{name} needs --{other}")
-    if flags.average < 1:
-        raise ValueError(f"--average={flags.average} must be at least 1")
 
 
 def _in_parts(flags: FlagValues) -> bool:
@@ -245,11 +260,7 @@ def _opened_texts(flags: FlagValues, files: contextlib.ExitStack):
 
 def _checked_translator(flags: FlagValues, options: SearchOptions):
     """The model, and the settings of alignments; ValueError where the flags do not suit it."""
-    from transformer_jax.decoding.translator import Translator
-
-    translator = Translator.from_workdir(
-        *flags.workdir, checkpoint=flags.checkpoint or "best", average=flags.average
-    )
+    translator = loaded(flags)
     align = _alignment_settings(flags, translator)
     allocator.keep_freed_memory()
     translator.check(options, prefix=flags.prefix, align=align)

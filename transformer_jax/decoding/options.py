@@ -80,10 +80,12 @@ class SearchOptions:
 
         TypeError or ValueError: an option is of another type, out of range or excludes another.
         """
-        alpha = self.length_penalty
+        alpha, beam_size = self.length_penalty, self.beam_size
+        if beam_size is None:
+            beam_size = 1 if self.sample else defaults.beam_size
         options = dataclasses.replace(
             self,
-            beam_size=self.beam_size or (1 if self.sample else defaults.beam_size),
+            beam_size=beam_size,
             length_penalty=defaults.length_penalty if alpha is None else alpha,
             max_length=self.max_length or defaults.max_length,
             rows=defaults.rows if self.rows is None else self.rows,

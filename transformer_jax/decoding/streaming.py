@@ -198,25 +198,12 @@ class Writer:
         """Writes a line's hypotheses: as text `n_best` lines, empty where there are fewer."""
         hypotheses, aligned = translation.hypotheses, alignments or repeat(None)
         if self.as_json:
-            error = {"error": translation.error} if translation.error else {}
-            self._json(
-                source=line.source,
-                truncated=translation.truncated,
-                unknown=translation.unknown,
-                **error,
-                hypotheses=[self._described(*both) for both in zip(hypotheses, aligned)],
-            )
+            self._json(**described(self.vocabulary, line.source, translation, alignments))
             return
         for hypothesis, alignment in zip(hypotheses, aligned):
             self._hypothesis(hypothesis, alignment)
         for _ in range(n_best - len(hypotheses)):
             self._hypothesis(_NO_HYPOTHESIS, _NO_ALIGNMENT if alignments else None)
-
-    def _described(self, hypothesis: Hypothesis, alignment: Alignment | None) -> dict[str, Any]:
-        text, score, log_prob, ids = hypothesis
-        described = {"text": text, "score": score, "log_prob": log_prob}
-        described["tokens"] = self.vocabulary.pieces(ids)
-        return described | ({} if alignment is None else {"alignment": _fields(alignment)})
 
     def _hypothesis(self, hypothesis: Hypothesis, alignment: Alignment | None) -> None:
         # A line stays one line, whatever the vocabulary can spell.
@@ -248,6 +235,23 @@ class Writer:
         pharaoh = "" if alignment is None else f" ||| {alignment.pharaoh}"
         self.output.write(f"{text}{pharaoh}\n".encode())
         self.output.flush()
+
+
+def described(
+    vocabulary: Vocabulary, source: str, translation: Translation, alignments: Sequence[Alignment]
+) -> dict[str, Any]:
+    """A translation as JSON has it, with an alignment of each hypothesis or none."""
+    hypotheses = []
+    for (text, score, log_prob, ids), alignment in zip(
+        translation.hypotheses, alignments or repeat(None)
+    ):
+        hypothesis = {"text": text, "score": score, "log_prob": log_prob}
+        hypothesis["tokens"] = vocabulary.pieces(ids)
+        more = {} if alignment is None else {"alignment": _fields(alignment)}
+        hypotheses.append(hypothesis | more)
+    fields = {"source": source, "truncated": translation.truncated, "unknown": translation.unknown}
+    error = {"error": translation.error} if translation.error else {}
+    return fields | error | {"hypotheses": hypotheses}
 
 
 _NO_HYPOTHESIS = Hypothesis("", -math.inf, -math.inf)

@@ -1,0 +1,95 @@
+"""Jobs share batches, fail alone, and are not translated where nobody waits."""
+
+import asyncio
+
+import pytest
+from serving.capitals import Capitals
+
+from transformer_jax.decoding.options import SearchOptions
+from transformer_jax.serving.batcher import Batcher, Job
+from transformer_jax.serving.requests import Refused, TranslationRequest
+
+
+def job(*texts: str, **options) -> Job:
+    resolved = Capitals().resolved(SearchOptions(**options))
+
+    def finish(translator, request, translations) -> bytes:
+        if "unshown" in request.texts:
+            raise RuntimeError("the answer cannot be written")
+        return " ".join(x.text for x in translations).encode()
+
+    return Job(TranslationRequest(list(texts), resolved, n_best=1), finish)
+
+
+@pytest.fixture
+def translator():
+    return Capitals()
+
+
+@pytest.fixture
+def batcher(translator):
+    batcher = Batcher(translator, capacity=8, batch_size=4)
+    yield batcher
+    translator.free.set()
+    assert batcher.close(timeout=10)
+
+
+async def answers(batcher: Batcher, *jobs: Job) -> list[bytes | BaseException]:
+    for each in jobs:
+        batcher.submit(each)
+    futures = [each.future for each in jobs]
+    return await asyncio.wait_for(asyncio.gather(*futures, return_exceptions=True), 20)
+
+
+def test_jobs_that_arrive_together_share_batches_of_their_options(batcher, translator):
+    async def ask():
+        greedy = job("x", beam_size=1)
+        jobs = [job("a"), job("b", "c"), greedy, job("d"), job("e")]
+        return await answers(batcher, *jobs)
+
+    assert asyncio.run(ask()) == [b"A", b"B C", b"X", b"D", b"E"]
+    assert translator.batches == [["a", "b", "c", "d"], ["x"], ["e"]]
+    assert (batcher.batches, batcher.texts, batcher.waiting) == (3, 6, 0)
+
+
+def test_a_job_of_more_than_a_batch_goes_by_itself(batcher, translator):
+    async def ask():
+        return await answers(batcher, job(*"abcdef"), job("g"))
+
+    assert asyncio.run(ask()) == [b"A B C D E F", b"G"]
+    assert translator.batches == [list("abcdef"), ["g"]]
+
+
+@pytest.mark.parametrize(
+    ("text", "status"), [("broken", 500), ("bad", 422), ("unshown", 500)], ids=str
+)
+def test_a_job_that_fails_fails_alone(batcher, text, status, caplog):
+    async def ask():
+        return await answers(batcher, job("a"), job(text), job("c"))
+
+    first, failed, last = asyncio.run(ask())
+    assert (first, last) == (b"A", b"C")
+    assert isinstance(failed, Refused) and failed.status == status
+    assert ("a request has failed" in caplog.text) == (status == 500)
+    assert batcher.alive
+
+
+def test_more_than_may_wait_is_refused_and_what_nobody_waits_for_is_left_out(batcher, translator):
+    async def ask():
+        translator.free.clear()
+        first = job("a")
+        batcher.submit(first)
+        while not translator.batches:
+            await asyncio.sleep(0.001)
+        left, late = job(*"bcd"), job("e", "f", "g")
+        batcher.submit(left)
+        batcher.submit(late)
+        with pytest.raises(Refused, match="^6 texts wait already; try again later$") as refused:
+            batcher.submit(job("h", "i", "j"))
+        assert refused.value.status == 503
+        left.future.cancel()
+        translator.free.set()
+        return await first.future, await late.future
+
+    assert asyncio.run(ask()) == (b"A", b"E F G")
+    assert translator.batches == [["a"], ["e", "f", "g"]]
