@@ -32,6 +32,13 @@ hypothesis.settings.register_profile("suite", derandomize=True, deadline=None)
 hypothesis.settings.load_profile("suite")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+# What needs no network, no window and no rights beyond its own.
+FLAGS = (
+    "headless no-sandbox disable-gpu disable-quic no-first-run disable-background-networking "
+    "disable-component-update disable-sync window-size=1200,800"
+).split()
+
 
 def pytest_configure(config):
     """Caches that no earlier session has filled and all processes of this one share: the user's
@@ -120,3 +127,22 @@ def failing(monkeypatch, capfd, own_process):
         return line
 
     return command
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    """A headless Chromium."""
+    path = next(filter(None, map(shutil.which, BROWSERS)), None)
+    driver = shutil.which("chromedriver")
+    if not path or not driver:
+        pytest.skip("there is no Chromium with its driver (Debian: chromium-driver)")
+    from selenium import webdriver
+    from selenium.webdriver.chrome.service import Service
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = path
+    for flag in (*FLAGS, f"user-data-dir={tmp_path_factory.mktemp('profile')}"):
+        options.add_argument(f"--{flag}")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    with webdriver.Chrome(options, Service(driver)) as browser:
+        yield browser

@@ -2,7 +2,6 @@
 
 import base64
 import json
-import shutil
 import zlib
 from html.parser import HTMLParser
 
@@ -16,12 +15,6 @@ from transformer_jax.figures.attention_page import attention_page
 
 HEBREW = ["\u2581\u05e1\u05e4\u05e8", "\u2581\u05d8\u05d5\u05d1"]
 HOSTILE = ["\u2581</script><script>document.title='broken'</script>", "<b>", "&lt;", "{{title}}"]
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-# What needs no network, no window and no rights beyond its own.
-FLAGS = (
-    "headless no-sandbox disable-gpu disable-quic no-first-run disable-background-networking "
-    "disable-component-update disable-sync window-size=1200,800"
-).split()
 
 
 class _Page(HTMLParser):
@@ -110,24 +103,6 @@ def test_a_weight_takes_one_byte_to_one_and_a_half():
 def test_a_page_of_nothing_is_refused():
     with pytest.raises(ValueError, match="needs at least one sentence pair, and got none"):
         attention_page([], title="None")
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    path = next(filter(None, map(shutil.which, BROWSERS)), None)
-    driver = shutil.which("chromedriver")
-    if not path or not driver:
-        pytest.skip("there is no Chromium with its driver (Debian: chromium-driver)")
-    from selenium import webdriver
-    from selenium.webdriver.chrome.service import Service
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = path
-    for flag in (*FLAGS, f"user-data-dir={tmp_path_factory.mktemp('profile')}"):
-        options.add_argument(f"--{flag}")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    with webdriver.Chrome(options, Service(driver)) as browser:
-        yield browser
 
 
 class _Shown:

@@ -1,77 +1,16 @@
 """The server over a translator of capitals: what it answers, what it refuses, how it ends."""
 
-import contextlib
-import http.client
 import itertools
-import json
 import os
 import socket
 import threading
-import time
 
+import numpy as np
 import pytest
-from serving.capitals import Capitals
+from serving.served import Served
 
-from transformer_jax.decoding.options import SearchOptions
-from transformer_jax.interruption import Stop
 from transformer_jax.serving import server, service
 from transformer_jax.serving.limits import Limits
-
-LIMITS = Limits(max_body=4096, max_texts=4, max_chars=50, max_queue=4, max_beam_size=8, grace=10)
-
-
-class Served:
-    """A server of this process, in a thread of its own."""
-
-    def __init__(self, patch, limits: Limits = LIMITS, options: SearchOptions | None = None):
-        self.stop, self.translator = Stop(), Capitals()
-        patch.setattr(server, "noted", lambda plan: contextlib.nullcontext(self.stop))
-        made = service.Service(self.translator, options or SearchOptions(), limits, "run <b>")
-        listener = server.bound("127.0.0.1", 0)
-        self.port, self.status = listener.getsockname()[1], None
-
-        def run() -> None:
-            with listener:
-                self.status = server.serve(made, listener)
-
-        self.thread = threading.Thread(target=run)
-        self.thread.start()
-
-    def end(self, signal: str = "SIGTERM") -> int:
-        self.stop.signal = self.stop.signal or signal
-        self.thread.join(20)
-        return self.status
-
-    def ask(self, path: str, body=None, method: str = "", **headers: str):
-        """Status, headers, and the answer: JSON where it is."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
-        with contextlib.closing(connection):
-            body = body if isinstance(body, bytes | None) else json.dumps(body).encode()
-            connection.request(method or ("GET" if body is None else "POST"), path, body, headers)
-            response = connection.getresponse()
-            content = response.read()
-        if response.headers["content-type"] == "application/json":
-            content = json.loads(content)
-        return response.status, response.headers, content
-
-    def translate(self, *texts: str, **fields):
-        return self.ask("/translate", {"texts": list(texts)} | fields)
-
-    def raw(self, sent: bytes) -> bytes:
-        """All that is answered until the server closes."""
-        with socket.create_connection(("127.0.0.1", self.port), timeout=20) as connection:
-            connection.sendall(sent)
-            return b"".join(iter(lambda: connection.recv(4096), b""))
-
-    def metric(self, name: str) -> int:
-        text = self.ask("/metrics")[2].decode()
-        return int(text.partition(f"\ntransformer_jax_{name} ")[2].partition("\n")[0])
-
-    def until(self, condition) -> None:
-        end = time.monotonic() + 20
-        while not condition() and time.monotonic() < end:
-            time.sleep(0.01)
-        assert condition()
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +49,9 @@ def test_options_of_a_request_and_what_it_asks_to_be_told(served):
     _, _, answer = served.translate("a", target_language="de", attention=True, **fields)
     (told,) = answer["translations"]
     assert [x["text"] for x in told["hypotheses"]] == ["X <2DE> A"] * 2
-    assert told["attention"]["cross"] == [[[[1.0]]]] and told["attention"]["encoder"] is None
+    attention = told["attention"]
+    assert attention["source_tokens"] == ["\u2581<2de>", "\u2581a", "<eos>"]
+    np.testing.assert_allclose(np.sum(attention["cross"], axis=-1), np.ones((2, 3, 4)), atol=1e-5)
 
 
 def test_the_page_of_attention_is_that_of_decode(served):
