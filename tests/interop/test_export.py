@@ -14,6 +14,7 @@ from transformer_jax.saved_run import load_run
     [
         (["--format=onnx"], "--format=onnx must be one of "),
         (["--workdir=b"], "several --workdir are an ensemble, which no format can express"),
+        (["--beam_size=2"], "--beam_size is of a search, which --format=stablehlo alone writes"),
         (["--average=0"], "--average=0 must be at least 1"),
         (["--average=2", "--checkpoint=last"], "--checkpoint and --average do not go together"),
         (["--output={here}"], "is there already; expected the name of a new folder"),

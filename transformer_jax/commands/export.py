@@ -1,9 +1,11 @@
 """Writes a trained model in the format of another program.
 
 transformers: a folder for Hugging Face transformers. ctranslate2: one for CTranslate2. safetensors:
-plain parameters by documented names. What a format cannot express is refused.
+plain parameters by documented names. stablehlo: whole searches, which JAX alone can run. What a
+format cannot express is refused.
 """
 
+import dataclasses
 import importlib
 import os
 import pathlib
@@ -11,11 +13,12 @@ import pathlib
 from absl.flags import FlagValues
 
 from transformer_jax import cli
+from transformer_jax.decoding.options import SearchOptions
 from transformer_jax.storage import local_folder, removed
 
 USAGE = "--format=NAME --workdir=FOLDER --output=FOLDER [--checkpoint=best|last|STEP] [--average=N]"
 
-FORMATS = ("safetensors",)  # modules of interop
+FORMATS = ("safetensors", "stablehlo")  # modules of interop
 
 
 def add_flags(parser: cli.Parser) -> None:
@@ -27,6 +30,8 @@ def add_flags(parser: cli.Parser) -> None:
     parser.flag("output", None, "Folder to make.", **options)
     parser.flag("checkpoint", "best", "best, last, or the number of a step.")
     parser.flag("average", 1, "Latest checkpoints to average.")
+    parser.section("search that stablehlo writes")
+    parser.option_flags(SearchOptions)
 
 
 def run(flags: FlagValues) -> None:
@@ -39,6 +44,12 @@ def run(flags: FlagValues) -> None:
         raise ValueError("--checkpoint and --average do not go together: the latest are averaged")
     if os.path.lexists(output := local_folder(flags.output)):
         raise ValueError(f"--output={output} is there already; expected the name of a new folder")
+    names = [field.name for field in dataclasses.fields(SearchOptions)]
+    settings = {}
+    if flags.format == "stablehlo":
+        settings["options"] = SearchOptions(**{name: getattr(flags, name) for name in names})
+    elif searched := sorted(cli.given(flags) & set(names)):
+        raise ValueError(f"--{searched[0]} is of a search, which --format=stablehlo alone writes")
     from transformer_jax.saved_run import load_run
 
     module = importlib.import_module(f"transformer_jax.interop.{flags.format}")
@@ -46,7 +57,7 @@ def run(flags: FlagValues) -> None:
     temporary = pathlib.Path(f"{output}.{os.getpid()}.tmp")
     with removed(temporary):
         temporary.mkdir(parents=True)
-        module.export(saved, temporary)
+        module.export(saved, temporary, **settings)
         temporary.rename(output)
 
 

@@ -31,7 +31,7 @@ from transformer_jax.model.masks import Tokens
 
 _SHORTEST_BUCKET = 16
 _MAX_ROWS = 1024  # by memory: more wait longer for the last of them than a step gains
-_IDS = SpecialIds(bos=BOS, eos=EOS, pad=PAD, unk=UNK)
+IDS = SpecialIds(bos=BOS, eos=EOS, pad=PAD, unk=UNK)
 ALL, ROWS = PartitionSpec(), PartitionSpec(AXIS)  # each device gets the whole argument; its rows
 
 Result = TypeVar("Result")
@@ -239,7 +239,7 @@ def encode(
     models: Models, source: Tokens, constraints: Constraints, options: SearchOptions
 ) -> State:
     """The searches of new sentences, before their first step."""
-    own = Search(models.merged(), options, _IDS)
+    own = Search(models.merged(), options, IDS)
     memory = own.model.encode(source)
     return search.first_state(own, memory, constraints, source.segments != 0)
 
@@ -251,5 +251,5 @@ refill = jax.jit(each_device(ROWS, ROWS, ROWS, ROWS)(search.refill), donate_argn
 @each_device(ALL, ROWS, ALL, ALL)
 def run(models: Models, state: State, options: SearchOptions, num_rows: jax.Array):
     """The search until each device has `num_rows` more rows done: state, done_B, hypotheses."""
-    state = search.run(Search(models.merged(), options, _IDS), state, num_rows)
+    state = search.run(Search(models.merged(), options, IDS), state, num_rows)
     return state, state.done_B, search.best(state.finished, options.n_best)
