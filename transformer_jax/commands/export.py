@@ -18,7 +18,7 @@ from transformer_jax.storage import local_folder, removed
 
 USAGE = "--format=NAME --workdir=FOLDER --output=FOLDER [--checkpoint=best|last|STEP] [--average=N]"
 
-FORMATS = ("safetensors", "stablehlo")  # modules of interop
+FORMATS = ("transformers", "ctranslate2", "safetensors", "stablehlo")  # modules of interop
 
 
 def add_flags(parser: cli.Parser) -> None:

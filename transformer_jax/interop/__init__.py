@@ -3,6 +3,8 @@
 import importlib
 import types
 
+from transformer_jax.config import Config
+
 
 def package(name: str) -> types.ModuleType:
     """A package of the extra `interop`; ValueError where it is not installed."""
@@ -13,3 +15,12 @@ def package(name: str) -> types.ModuleType:
             f"this format needs the package {name.partition('.')[0]}, which pip install "
             f"'transformer_jax[interop]' brings ({error})"
         ) from None
+
+
+def check_transformer(config: Config, format: str) -> None:
+    """ValueError where the model is no Transformer, for which alone a format has classes."""
+    if config.model.kind != "transformer":
+        raise ValueError(
+            f"config.model.kind={config.model.kind} cannot be exported to {format}, which has no "
+            "such RNN: only Transformers can"
+        )

@@ -69,3 +69,21 @@ def from_plain(plain: dict[str, np.ndarray], like: Any) -> Any:
         ]
         arrays[path] = np.stack(layers).reshape(shape.shape)
     return unflatten(like, arrays)
+
+
+def reordered(plain: dict[str, np.ndarray], order_D: np.ndarray) -> dict[str, np.ndarray]:
+    """An equal model whose states [D] are permuted: new dimension i is the old order_D[i]."""
+
+    def axis(name: str) -> int | None:
+        module, kind = name.split(".")[-2:]
+        if module in ("query", "key", "value", "expand"):
+            return 0 if kind == "kernel" else None
+        return None if name == "embedding.bias" else -1
+
+    axes = {name: axis(name) for name in plain}
+    return {k: x if axes[k] is None else np.take(x, order_D, axes[k]) for k, x in plain.items()}
+
+
+def halves(model_dim: int) -> np.ndarray:
+    """The order [sines | cosines] of the dimensions of positions, which are in turns here."""
+    return np.arange(model_dim).reshape(-1, 2).T.ravel()

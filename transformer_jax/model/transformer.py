@@ -21,6 +21,7 @@ from transformer_jax.model.masks import Tokens, attention_mask
 from transformer_jax.model.stack import SUB_LAYER, apply_layers, layers_of, stacked
 
 ACTIVATIONS = {"relu": jax.nn.relu, "gelu": jax.nn.gelu, "silu": jax.nn.silu}
+LAYER_NORM_EPSILON = 1e-6
 
 
 class Memory(NamedTuple):
@@ -87,7 +88,8 @@ class Residual(nnx.Module):
 
 def layer_norm(config: ModelConfig, *, rngs) -> nnx.LayerNorm:
     """Layer norm over D (Ba et al. 2016); statistics in float32 whatever the dtype."""
-    return nnx.LayerNorm(config.model_dim, epsilon=1e-6, dtype=jnp.dtype(config.dtype), rngs=rngs)
+    options = {"epsilon": LAYER_NORM_EPSILON, "dtype": jnp.dtype(config.dtype), "rngs": rngs}
+    return nnx.LayerNorm(config.model_dim, **options)
 
 
 def _attention(kind: type, config: ModelConfig, rngs):

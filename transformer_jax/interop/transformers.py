@@ -1,0 +1,129 @@
+"""Hugging Face transformers: MarianMTModel for post-norm, PegasusForConditionalGeneration for pre.
+
+Both are this package's model with positions in halves, [sines | cosines], and an epsilon of layer
+norm of 1e-5, which their configs cannot say.
+"""
+
+import json
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from transformer_jax.config import Config
+from transformer_jax.data.vocabulary import BOS, EOS, PAD, UNK
+from transformer_jax.interop import check_transformer, package
+from transformer_jax.interop.normalizers import as_sentencepiece
+from transformer_jax.interop.parameters import halves, reordered, to_plain
+from transformer_jax.saved_run import SavedRun
+
+CLASSES = {"post": "Marian MarianMTModel", "pre": "Pegasus PegasusForConditionalGeneration"}
+ACTIVATIONS = {"relu": "relu", "gelu": "gelu_pytorch_tanh", "silu": "silu"}
+_ATTENTION = {"query": "q_proj", "key": "k_proj", "value": "v_proj", "output": "out_proj"}
+_ATTENTIONS = {"self_attention": "self_attn", "cross_attention": "encoder_attn"}
+_MODULES = {
+    f"{a}.{b}": f"{_ATTENTIONS[a]}.{_ATTENTION[b]}" for a in _ATTENTIONS for b in _ATTENTION
+}
+_MODULES |= {f"{a}.norm": f"{_ATTENTIONS[a]}_layer_norm" for a in _ATTENTIONS}
+_MODULES |= {"feed_forward.expand": "fc1", "feed_forward.contract": "fc2"}
+_MODULES |= {"feed_forward.norm": "final_layer_norm"}
+
+
+def export(run: SavedRun, folder: pathlib.Path) -> None:
+    """Writes model, config, generation config, and the files of MarianTokenizer."""
+    check_transformer(run.config, "transformers")
+    if run.config.model.positions != "sinusoidal":
+        raise ValueError(
+            f"config.model.positions={run.config.model.positions} cannot be exported to "
+            "transformers: its models add sinusoids"
+        )
+    hub, torch = package("transformers"), package("torch")
+    name, kind = CLASSES[run.config.model.norm].split()
+    config = getattr(hub, f"{name}Config")(**_config(run.config, len(run.vocabulary)))
+    model = getattr(hub, kind)(config)
+    plain = reordered(to_plain(run.params), halves(run.config.model.model_dim))
+    arrays = {their_name(name): theirs(name, x) for name, x in plain.items()}
+    state = model.state_dict()
+    for name, tensor in state.items():
+        if name in arrays:
+            tensor.copy_(torch.tensor(arrays.pop(name)))
+        elif name.endswith("bias"):
+            tensor.zero_()
+    assert not arrays, f"transformers has no {sorted(arrays)}"
+    model.generation_config = hub.GenerationConfig(**_generation(run.config))
+    model.save_pretrained(folder)
+    write_tokenizer(run, folder)
+
+
+def their_name(name: str) -> str:
+    """The name in a state dict of a parameter of a plain name."""
+    if name.startswith("embedding."):
+        return "final_logits_bias" if name.endswith("bias") else "model.shared.weight"
+    stack, layer, *module, kind = name.split(".")
+    kind = "bias" if kind == "bias" else "weight"
+    if not module:  # encoder.norm.scale
+        return f"model.{stack}.layer_norm.{kind}"
+    return f"model.{stack}.layers.{layer}.{_MODULES['.'.join(module)]}.{kind}"
+
+
+def theirs(name: str, array: np.ndarray) -> np.ndarray:
+    """An array as transformers has it: a kernel as [out, in], the bias of logits as [1, V]."""
+    if name == "embedding.bias":
+        return array.reshape(1, -1)
+    return array.T if name.endswith(".kernel") else array
+
+
+def _config(config: Config, vocab_size: int) -> dict[str, Any]:
+    model = config.model
+    sizes = {
+        "layers": model.num_layers,
+        "attention_heads": model.num_heads,
+        "ffn_dim": model.feed_forward_dim,
+    }
+    return {f"{stack}_{k}": n for stack in ("encoder", "decoder") for k, n in sizes.items()} | {
+        "vocab_size": vocab_size,
+        "d_model": model.model_dim,
+        "activation_function": ACTIVATIONS[model.activation],
+        "dropout": model.dropout_rate,
+        "scale_embedding": True,
+        "max_position_embeddings": max(512, config.decoding.max_length),
+        **_SYMBOLS,
+    }
+
+
+_SYMBOLS = {
+    "pad_token_id": PAD,
+    "bos_token_id": BOS,
+    "eos_token_id": EOS,
+    "forced_eos_token_id": EOS,
+    "decoder_start_token_id": BOS,
+}
+
+
+def _generation(config: Config) -> dict[str, Any]:
+    decoding = config.decoding
+    search = {"num_beams": decoding.beam_size, "max_length": decoding.max_length}
+    if decoding.beam_size > 1:  # ends when nothing can overtake
+        search |= {"length_penalty": decoding.length_penalty, "early_stopping": "never"}
+    return _SYMBOLS | search | {"bad_words_ids": [[PAD], [BOS]]}
+
+
+def write_tokenizer(run: SavedRun, folder: pathlib.Path) -> None:
+    """Writes the files of MarianTokenizer: it gives the ids that the vocabulary gives."""
+    vocabulary, config = run.vocabulary, run.config
+    pieces = vocabulary.pieces(range(len(vocabulary)))
+    for side in ("source", "target"):
+        (folder / f"{side}.spm").write_bytes(as_sentencepiece(vocabulary, side))
+    settings = {
+        "tokenizer_class": "MarianTokenizer",
+        "source_lang": config.data.source_language,
+        "target_lang": config.data.target_language,
+        "pad_token": pieces[PAD],
+        "eos_token": pieces[EOS],
+        "unk_token": pieces[UNK],
+        "model_max_length": config.decoding.max_length,
+        "split_special_tokens": True,  # "<pad>" in a text is text
+    }
+    ids = {piece: id for id, piece in enumerate(pieces)}
+    for name, value in (("tokenizer_config.json", settings), ("vocab.json", ids)):
+        (folder / name).write_text(json.dumps(value, ensure_ascii=False, indent=2), "utf-8")
