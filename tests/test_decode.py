@@ -88,7 +88,7 @@ def test_a_page_of_attention_is_written_beside_the_translations(trained, home, t
     assert left_out.endswith("more than max_length=32 tokens; left out of the page of attention")
     written = page.read_text(encoding="utf-8")
     assert re.findall('"text": "([^"]*)"', written) == ["seven", "two hundred one"]
-    assert '"shape": [1, 2, ' in written and "<title>Attention of run</title>" in written
+    assert '"shape": [1, 2, ' in written and "<title>Attention of run, en to de</title>" in written
     assert os.listdir(tmp_path) == ["page.html"]
     both = decode(trained, home, flags[0], flags[1])
     assert both == decode(trained, home)

@@ -177,7 +177,7 @@ def _answer(flags, translator, options, groups, output, prefixes, *, name, align
     shown = hosts.is_first() and sys.stderr.isatty() and not output.isatty()
     settings |= {"attention": attention, "progress": shown and not flags.interactive}
     groups = streaming.with_prefixes(groups, prefixes, name)
-    with _page(attention, flags):
+    with _page(attention, flags, translator):
         streaming.translate_lines(translator, groups, writer, options, **settings)
 
 
@@ -286,6 +286,15 @@ def _corpora(flags: FlagValues, translator) -> list["Corpus"]:
     return parse_corpora(flags.corpus, *languages, language_tags=data.language_tags)
 
 
+def _languages(flags: FlagValues, translator) -> list[tuple[str, str]]:
+    """Of sources and translations, each pair once."""
+    data = translator.config.data
+    if not flags.corpus:
+        return [(data.source_language, flags.target_language or data.target_language)]
+    pairs = ((x.source_language, x.target_language) for x in _corpora(flags, translator))
+    return list(dict.fromkeys(pairs))
+
+
 def _lines(flags: FlagValues, translator, file: BinaryIO | None, part: range):
     """Where the lines are from, and those of a part in groups."""
     from transformer_jax.decoding import shards, streaming
@@ -351,13 +360,13 @@ def _opened_part(
 
 
 @contextlib.contextmanager
-def _page(attention, flags: FlagValues) -> Iterator[None]:
+def _page(attention, flags: FlagValues, translator) -> Iterator[None]:
     """Writes the page of attention, if there is one, at the end or when a signal comes."""
     if attention is None:
         yield
         return
     names = [os.path.basename(os.path.realpath(folder)) for folder in flags.workdir]
-    page = flags.attention_html, f"Attention of {', '.join(names)}"
+    page = flags.attention_html, f"Attention of {', '.join(names)}", _languages(flags, translator)
     interruption.end_on_signals()
     with interruption.undone(lambda: attention.write(*page)):
         yield

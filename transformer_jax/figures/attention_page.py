@@ -6,7 +6,7 @@ import os
 import pathlib
 import tempfile
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import jinja2
@@ -25,16 +25,20 @@ logger = logging.getLogger(__name__)
 MAX_LINES = 100  # a page of more would be slow to open
 
 
-def attention_page(attentions: Iterable["Attention"], *, title: str) -> str:
+def attention_page(
+    attentions: Iterable["Attention"], *, title: str, languages: Collection[tuple[str, str]] = ()
+) -> str:
     """A page that shows the attention of sentence pairs: each kind, layer and head.
 
-    It downloads nothing. A weight takes one byte to one and a half, and a sentence pair has
-    L H (S^2 + T^2 + T S) of them: with the paper's base model and 30 tokens a side, some 170 kB.
+    It opens at the head of the lowest entropy, and downloads nothing. A weight takes one byte to
+    one and a half, and a sentence pair has L H (S^2 + T^2 + T S) of them: with the paper's base
+    model and 30 tokens a side, some 170 kB.
 
     Args:
       attentions: of at least one sentence pair, from `Translator.attention`; each is read once
         and let go.
       title: of the page.
+      languages: of sources and targets, which the title names too.
 
     Raises:
       ValueError: there are none.
@@ -42,8 +46,12 @@ def attention_page(attentions: Iterable["Attention"], *, title: str) -> str:
     sentences = [_sentence(attention) for attention in attentions]
     if not sentences:
         raise ValueError("a page of attention needs at least one sentence pair, and got none")
-    source = pathlib.Path(__file__).with_suffix(".html").read_text(encoding="utf-8")
-    return jinja2.Template(source, autoescape=True).render(title=title, sentences=sentences)
+    page = pathlib.Path(__file__).with_suffix(".html").read_text(encoding="utf-8")
+    title = ", ".join([title, *(f"{source} to {target}" for source, target in languages)])
+    # The browser draws Chinese characters as the language has them, where there is only one.
+    (pair,) = languages if len(languages) == 1 else [("", "")]
+    template = jinja2.Template(page, autoescape=True)
+    return template.render(title=title, languages=pair, sentences=sentences)
 
 
 def check_page(path: str, taken: Mapping[str, str | int]) -> None:
@@ -93,13 +101,13 @@ class AttentionLines:
             self._warned = True
             logger.warning("%s: attention is shown of the first %d lines", self._name, MAX_LINES)
 
-    def write(self, path: str, title: str) -> None:
+    def write(self, path: str, title: str, languages: Collection[tuple[str, str]] = ()) -> None:
         """Writes the page, whole or not at all.
 
         Raises:
           ValueError: no line had attention to show.
         """
-        page = attention_page(self._attentions(), title=title)
+        page = attention_page(self._attentions(), title=title, languages=languages)
         with atomic_write(os.path.realpath(path), errors="xmlcharrefreplace") as file:
             file.write(page)
 
