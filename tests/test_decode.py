@@ -90,9 +90,11 @@ def test_a_page_of_attention_is_written_beside_the_translations(trained, home, t
     assert re.findall('"text": "([^"]*)"', written) == ["seven", "two hundred one"]
     assert '"shape": [1, 2, ' in written and "<title>Attention of run, en to de</title>" in written
     assert os.listdir(tmp_path) == ["page.html"]
-    both = decode(trained, home, flags[0], flags[1])
-    assert both == decode(trained, home)
-    assert '"shape": [2, 1, ' in page.read_text(encoding="utf-8")
+    corpora = f"--corpus=text:{home / 'corpus'},text:{home / 'corpus'}@de-en"
+    both = decode(trained, home, *flags, corpora)
+    assert both == decode(trained, home, corpora)
+    written = page.read_text(encoding="utf-8")
+    assert '"shape": [2, 1, ' in written and ", en to de, de to en</title>" in written
 
 
 @pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM])

@@ -147,7 +147,7 @@ def test_files_have_the_format_of_their_suffix(tmp_path):
         save(figure, tmp_path / "a.txt")
 
 
-@pytest.mark.parametrize(("source", "target"), [(1, 1), (3, 40), (40, 3), (40, 40)])
+@pytest.mark.parametrize(("source", "target"), [(1, 1), (3, 24), (24, 3), (24, 24)])
 def test_a_figure_is_as_large_as_what_is_drawn(source, target):
     """All is within, none is over another, and no side is left empty."""
     tokens = [[f"\u2581{'word' * 3}{n}" for n in range(count)] for count in (source, target)]
