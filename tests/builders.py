@@ -1,6 +1,7 @@
 """Tiny models, stores, batches and configs that the tests share."""
 
 import functools
+import json
 import os
 import pathlib
 import subprocess
@@ -21,7 +22,7 @@ from transformer_jax.config import (
 from transformer_jax.data.batches import Batch
 from transformer_jax.data.corpora import Pair, read_corpus
 from transformer_jax.data.token_store import Side, TokenStore
-from transformer_jax.data.vocabulary import EOS
+from transformer_jax.data.vocabulary import EOS, Vocabulary
 from transformer_jax.model.build import build
 from transformer_jax.model.masks import Tokens
 
@@ -123,3 +124,20 @@ def tiny_config(num_steps: int = 6, **sections: dict) -> Config:
         training=TrainingConfig(**fields["training"]),
         decoding=DecodingConfig(**fields["decoding"]),
     )
+
+
+OPUS_SOURCES = ["two hundred and one", "seven hundred"]
+OPUS_TARGETS = ["zweihunderteins", "siebenhundert"]
+
+
+@functools.cache
+def opus_files() -> tuple[bytes, bytes, bytes]:
+    """source.spm, target.spm and vocab.json: two models, and one list of the pieces of both."""
+    sides = [
+        Vocabulary.train([[(x, x) for x in texts * 4]], 30, "bpe", byte_fallback=False)
+        for texts in (OPUS_SOURCES, OPUS_TARGETS)
+    ]
+    pieces = [piece for side in sides for piece in side.pieces(range(4, len(side)))]
+    pieces = ["</s>", "<unk>", *dict.fromkeys([*pieces, ">>deu<<"]), "<pad>"]
+    numbers = json.dumps({piece: id for id, piece in enumerate(pieces)})
+    return sides[0].model, sides[1].model, numbers.encode()

@@ -369,3 +369,12 @@ def test_a_ready_config_takes_an_argument_and_a_name_that_is_none_is_told():
     assert load_config("story:lstm_dot").model.kind == "lstm"
     with pytest.raises(ValueError, match="no config file quickstar, and no ready .*quickstart"):
         load_config("quickstar")
+
+
+def test_the_config_of_a_run_is_a_config_file(tmp_path):
+    config = Config(seed=3)
+    (tmp_path / "config.json").write_text(config.to_json())
+    assert load_config(f"{tmp_path}/config.json") == config
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(ValueError, match=r"config\.json: "):
+        load_config(f"{tmp_path}/config.json")

@@ -78,6 +78,7 @@ PATH_FLAGS = {
     "decode": ["workdir", "input", "output", "prefix_file", "attention_html"],
     "compare": ["workdir", "probes"],
     "export": ["workdir", "output"],
+    "import": ["workdir", "source"],
 }
 
 
@@ -87,6 +88,7 @@ def test_a_flag_that_is_a_path_is_a_local_one(command, monkeypatch, capsys):
     needed = ["--workdir=a", *(["--config=b"] if command == "train" else [])]
     needed += ["--configs=b"] if command == "compare" else []
     needed += ["--format=safetensors", "--output=b"] if command == "export" else []
+    needed += ["--format=marian", "--source=b"] if command == "import" else []
     for name in PATH_FLAGS[command]:
         found = getattr(parser_of(command).parse([*needed, f"--{name}=~/runs/x"]), name)
         assert (found[-1] if isinstance(found, list) else found) == "/home/me/runs/x"

@@ -15,6 +15,7 @@ COMMANDS = {
     "train": "train a model, or resume",
     "decode": "translate, score or align",
     "compare": "train several models alike and report how they differ",
+    "import": "make a workdir of a model of another program",
     "export": "write a model in the format of another program",
     "serve": "translate over HTTP, with a page to try it on",
 }

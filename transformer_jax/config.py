@@ -392,6 +392,8 @@ def ready_configs() -> dict[str, pathlib.Path]:
 def load_config(path: str) -> Config:
     """The config of FILE, FILE:ARGUMENT, or a ready one's name in place of FILE.
 
+    The config.json of a run is one, too.
+
     ValueError, in one sentence, where there is none.
     """
     # A scheme, such as gs://, stays with the name, and is refused.
@@ -403,6 +405,11 @@ def load_config(path: str) -> Config:
             f"there is no config file {file}, and no ready config of that name (there are "
             f"{', '.join(ready)})"
         )
+    if file.endswith(".json"):
+        try:
+            return Config.from_json(pathlib.Path(file).read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{file}: {error}") from None
     spec = importlib.util.spec_from_file_location("config_file", file)
     if spec is None:
         raise ValueError(f"{file} is not a Python file with a get_config()")

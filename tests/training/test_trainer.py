@@ -163,10 +163,12 @@ def first(tmp_path_factory):
     return run(tiny_config(), workdir, 2), workdir
 
 
-def test_init_from_starts_with_the_other_runs_parameters_and_vocabulary(first, tmp_path):
+def test_init_from_starts_with_the_other_runs_parameters_and_vocabulary(first, tmp_path, caplog):
     first, workdir = first
     config = tiny_config(data={"max_pairs": 150}, training={"init_from": str(workdir)})
+    config.model.activation = "gelu"
     second = Trainer(config, tmp_path / "second")
+    assert "has config.model.activation=relu, this run gelu" in caplog.text
     second.close()
     assert second.step == 0
     assert second.data.vocabulary.model == first.data.vocabulary.model

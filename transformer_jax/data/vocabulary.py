@@ -22,6 +22,7 @@ from google.protobuf.message import DecodeError
 from sentencepiece import sentencepiece_model_pb2 as protocol
 
 from transformer_jax.data.corpora import Pair
+from transformer_jax.data.joined_vocabulary import Segmenter, joined_files
 from transformer_jax.storage import atomic_write, regular
 
 PAD, BOS, EOS, UNK = 0, 1, 2, 3
@@ -61,6 +62,8 @@ class Vocabulary:
             self._processor.LoadFromSerializedProto(model)
             parsed = protocol.ModelProto.FromString(model)
             self.normalization = parsed.normalizer_spec.name
+            self.files = joined_files(model)  # of each side, where text is cut into pieces by those
+            self._segment = {x: Segmenter(y) for x, y in self.files.items() if x.endswith(".spm")}
             # What is not UTF-8 protobuf gives as bytes.
             "".join([self.normalization, *(piece.piece for piece in parsed.pieces)])
         except (RuntimeError, TypeError, DecodeError):
@@ -158,11 +161,18 @@ class Vocabulary:
 
     def encode(self, texts: Iterable[str]) -> list[list[int]]:
         """Token ids of each text, closed by EOS."""
+        if self.files:
+            return self._joined("target.spm", texts)
         return self._processor.encode(list(map(self.target_text, texts)), add_eos=True)
 
     def encode_sources(self, texts: Iterable[str]) -> list[list[int]]:
         """As `encode`, of texts to be translated, which may be normalised harder."""
+        if self.files:
+            return self._joined("source.spm", texts)
         return self.encode(map(self.source_text, texts))
+
+    def _joined(self, side: str, texts: Iterable[str]) -> list[list[int]]:
+        return [[*self._processor.piece_to_id(self._segment[side](text)), EOS] for text in texts]
 
     def source_text(self, text: str) -> str:
         """A text to be translated, as it is read."""

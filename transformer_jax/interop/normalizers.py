@@ -15,6 +15,8 @@ from transformer_jax.data.vocabulary import NFC, SINGLE_SPACES, Vocabulary
 
 def as_sentencepiece(vocabulary: Vocabulary, side: str) -> bytes:
     """The model for "source" or "target" whose SentencePiece ids are the vocabulary's."""
+    if vocabulary.files:
+        return vocabulary.files[f"{side}.spm"]
     model = protocol.ModelProto.FromString(vocabulary.model)
     if vocabulary.normalization not in (NFC, SINGLE_SPACES):
         return vocabulary.model
@@ -26,13 +28,14 @@ def as_sentencepiece(vocabulary: Vocabulary, side: str) -> bytes:
 
 def _rules(spaces: bool) -> dict[str, str]:
     """Characters, and sequences of them, that NFC composes; white space, as a space if asked."""
-    rules = {}
-    for character in map(chr, range(sys.maxunicode + 1)):
+    rules, characters = {}, [chr(number) for number in range(sys.maxunicode + 1)]
+    for character in characters:
+        if unicodedata.is_normalized("NFD", character):
+            continue
         apart, whole = (unicodedata.normalize(form, character) for form in ("NFD", "NFC"))
         for end in range(1, len(apart) + 1):  # in parts: of three, two may be one already
             rules[unicodedata.normalize("NFC", apart[:end]) + apart[end:]] = whole
-        if spaces and character.isspace():
-            rules[character] = " "
+    rules |= {x: " " for x in characters if spaces and x.isspace()}
     return {before: after for before, after in rules.items() if before != after}
 
 

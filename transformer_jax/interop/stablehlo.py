@@ -38,9 +38,12 @@ def export(run: SavedRun, folder: pathlib.Path, options: SearchOptions | None = 
     of `decoding.engine`, so that the translations are the same.
 
     Raises:
-      ValueError: flatbuffers is not installed, or the options ask for samples.
+      ValueError: flatbuffers is not installed, the options ask for samples, or the vocabulary is an
+        imported one.
     """
     package("flatbuffers")
+    if run.vocabulary.files:
+        raise ValueError("stablehlo's script knows one SentencePiece model; the run has two")
     translator = Translator(Models((run.graphdef,), (run.params,)), run.vocabulary, run.config)
     options = translator.resolved(options)
     if options.sample:

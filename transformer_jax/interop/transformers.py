@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 
 from transformer_jax.config import Config
-from transformer_jax.data.vocabulary import BOS, EOS, PAD, UNK
+from transformer_jax.data.vocabulary import BOS, EOS, PAD, UNK, Vocabulary
 from transformer_jax.interop import check_transformer, package
 from transformer_jax.interop.normalizers import as_sentencepiece
 from transformer_jax.interop.parameters import halves, reordered, to_plain
 from transformer_jax.saved_run import SavedRun
 
 CLASSES = {"post": "Marian MarianMTModel", "pre": "Pegasus PegasusForConditionalGeneration"}
-ACTIVATIONS = {"relu": "relu", "gelu": "gelu_pytorch_tanh", "silu": "silu"}
+ACTIVATIONS = {"relu": "relu", "gelu": "gelu_pytorch_tanh", "silu": "swish"}
 _ATTENTION = {"query": "q_proj", "key": "k_proj", "value": "v_proj", "output": "out_proj"}
 _ATTENTIONS = {"self_attention": "self_attn", "cross_attention": "encoder_attn"}
 _MODULES = {
@@ -39,9 +39,11 @@ def export(run: SavedRun, folder: pathlib.Path) -> None:
         )
     hub, torch = package("transformers"), package("torch")
     name, kind = CLASSES[run.config.model.norm].split()
-    config = getattr(hub, f"{name}Config")(**_config(run.config, len(run.vocabulary)))
+    order, symbols = _numbering(run.vocabulary)
+    config = getattr(hub, f"{name}Config")(**_config(run.config, len(order)), **symbols)
     model = getattr(hub, kind)(config)
     plain = reordered(to_plain(run.params), halves(run.config.model.model_dim))
+    plain |= {k: x[order] for k, x in plain.items() if k.startswith("embedding.")}
     arrays = {their_name(name): theirs(name, x) for name, x in plain.items()}
     state = model.state_dict()
     for name, tensor in state.items():
@@ -50,7 +52,9 @@ def export(run: SavedRun, folder: pathlib.Path) -> None:
         elif name.endswith("bias"):
             tensor.zero_()
     assert not arrays, f"transformers has no {sorted(arrays)}"
-    model.generation_config = hub.GenerationConfig(**_generation(run.config))
+    never = {symbols["pad_token_id"], symbols["decoder_start_token_id"]}
+    symbols["bad_words_ids"] = [[number] for number in sorted(never)]
+    model.generation_config = hub.GenerationConfig(**_generation(run.config), **symbols)
     model.save_pretrained(folder)
     write_tokenizer(run, folder)
 
@@ -73,6 +77,30 @@ def theirs(name: str, array: np.ndarray) -> np.ndarray:
     return array.T if name.endswith(".kernel") else array
 
 
+def from_theirs(name: str, array: np.ndarray) -> np.ndarray:
+    """The inverse of `theirs`."""
+    return array.reshape(-1) if name == "embedding.bias" else theirs(name, array)
+
+
+def _numbering(vocabulary: Vocabulary) -> tuple[np.ndarray, dict[str, int]]:
+    """Our ids in the order of theirs, and their fields of special symbols.
+
+    OPUS-MT's models number pieces by vocab.json, and have one symbol for padding and BOS.
+    """
+    order = np.arange(len(vocabulary))
+    if vocabulary.files:
+        ids = json.loads(vocabulary.files["vocab.json"])
+        order = 1 + np.argsort([ids[piece] for piece in vocabulary.pieces(order[1:])])
+    number = {int(our): their for their, our in enumerate(order)}
+    symbols = {
+        "pad_token_id": number[PAD if PAD in number else BOS],
+        "decoder_start_token_id": number[BOS],
+        "eos_token_id": number[EOS],
+        "forced_eos_token_id": number[EOS],
+    }
+    return order, symbols
+
+
 def _config(config: Config, vocab_size: int) -> dict[str, Any]:
     model = config.model
     sizes = {
@@ -87,17 +115,7 @@ def _config(config: Config, vocab_size: int) -> dict[str, Any]:
         "dropout": model.dropout_rate,
         "scale_embedding": True,
         "max_position_embeddings": max(512, config.decoding.max_length),
-        **_SYMBOLS,
     }
-
-
-_SYMBOLS = {
-    "pad_token_id": PAD,
-    "bos_token_id": BOS,
-    "eos_token_id": EOS,
-    "forced_eos_token_id": EOS,
-    "decoder_start_token_id": BOS,
-}
 
 
 def _generation(config: Config) -> dict[str, Any]:
@@ -105,25 +123,30 @@ def _generation(config: Config) -> dict[str, Any]:
     search = {"num_beams": decoding.beam_size, "max_length": decoding.max_length}
     if decoding.beam_size > 1:  # ends when nothing can overtake
         search |= {"length_penalty": decoding.length_penalty, "early_stopping": "never"}
-    return _SYMBOLS | search | {"bad_words_ids": [[PAD], [BOS]]}
+    return search
 
 
 def write_tokenizer(run: SavedRun, folder: pathlib.Path) -> None:
     """Writes the files of MarianTokenizer: it gives the ids that the vocabulary gives."""
     vocabulary, config = run.vocabulary, run.config
     pieces = vocabulary.pieces(range(len(vocabulary)))
-    for side in ("source", "target"):
-        (folder / f"{side}.spm").write_bytes(as_sentencepiece(vocabulary, side))
+    ids = json.dumps({piece: id for id, piece in enumerate(pieces)}, ensure_ascii=False)
+    files = vocabulary.files or {
+        "source.spm": as_sentencepiece(vocabulary, "source"),
+        "target.spm": as_sentencepiece(vocabulary, "target"),
+        "vocab.json": ids.encode(),
+    }
+    for name, data in files.items():
+        (folder / name).write_bytes(data)
     settings = {
         "tokenizer_class": "MarianTokenizer",
         "source_lang": config.data.source_language,
         "target_lang": config.data.target_language,
-        "pad_token": pieces[PAD],
+        "pad_token": pieces[BOS if vocabulary.files else PAD],
         "eos_token": pieces[EOS],
         "unk_token": pieces[UNK],
         "model_max_length": config.decoding.max_length,
         "split_special_tokens": True,  # "<pad>" in a text is text
     }
-    ids = {piece: id for id, piece in enumerate(pieces)}
-    for name, value in (("tokenizer_config.json", settings), ("vocab.json", ids)):
-        (folder / name).write_text(json.dumps(value, ensure_ascii=False, indent=2), "utf-8")
+    text = json.dumps(settings, ensure_ascii=False, indent=2)
+    (folder / "tokenizer_config.json").write_text(text, encoding="utf-8")

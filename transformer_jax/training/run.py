@@ -226,7 +226,7 @@ def start_state(
     state = jax.jit(initial, out_shardings=shardings)()
     if config.training.init_from:
         with hosts.together():
-            params = _params_of_run(config.training.init_from, like.params, data.vocabulary)
+            params = _params_of_run(config, like.params, data.vocabulary)
         state = state._replace(params=layout.put(params), ema=state.ema and layout.put(params))
     return state, Progress(data.fingerprint)
 
@@ -258,10 +258,14 @@ def _latest_sound(checkpoints: Checkpoints, like: TrainState) -> dict[str, Any] 
     return None
 
 
-def _params_of_run(workdir: str, like: Any, vocabulary: Vocabulary) -> Any:
+def _params_of_run(config: Config, like: Any, vocabulary: Vocabulary) -> Any:
     """Parameters of another run, which must have the same shapes and vocabulary."""
-    _, other, _, params = load_run(workdir)
+    workdir, model = config.training.init_from, config.model
+    of_run, other, _, params = load_run(workdir)
     where = f"config.training.init_from={workdir!r}"
+    for name in ("activation", "positions"):  # which no shape tells
+        if (value := getattr(model, name)) != (theirs := getattr(of_run.model, name)):
+            logger.warning("%s has config.model.%s=%s, this run %s", where, name, theirs, value)
     if other.fingerprint() != vocabulary.fingerprint():
         raise ValueError(
             f"{where} has another vocabulary than this run, so that its parameters belong to other "
