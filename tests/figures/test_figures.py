@@ -190,3 +190,8 @@ def test_a_notebook_shows_the_figure():
         figure = attention_figure(ATTENTION)
     image = imread(io.BytesIO(figure._repr_png_()))
     assert image.std() > 0 and image.shape[1] > 90 * figure.get_size_inches()[0]
+
+
+def test_a_layout_that_a_notebook_sets_for_all_figures_is_not_used():
+    with rc_context({"figure.constrained_layout.use": True}):
+        assert attention_figure(ATTENTION).get_layout_engine() is None

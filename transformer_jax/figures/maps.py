@@ -59,7 +59,7 @@ def heat_maps(
     across = _maps_across(len(names), len(columns.labels), len(rows.labels))
     cell = _cell_inches(weights_HTM.shape, across)
     style = _label_style([*rows.labels, *columns.labels, *(right.labels if right else ())], cell)
-    figure = Figure(figsize=(1, 1), dpi=100)  # until its parts are measured
+    figure = Figure(figsize=(1, 1), dpi=100, layout="none")  # until its parts are measured
     for number, weights_TM in enumerate(weights_HTM):
         size = cell * len(columns.labels), cell * len(rows.labels)
         axes = figure.add_axes((0, 0, *size), label=f"map {number}")
