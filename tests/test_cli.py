@@ -172,6 +172,13 @@ MISTAKES = {
         ("decode", "--workdir={home}", "--interactive", "--input={home}/output"), "--interactive"
     ),
     "a beam of nothing": (("decode", "--workdir={home}", "--beam_size=0"), "beam_size"),
+    "a port that is none": (("serve", "--workdir={home}", "--port=70000"), "--port=70000 must be"),
+    "a queue that holds no request": (
+        ("serve", "--workdir={home}", "--max_queue=100"), "is less than the --max_texts=128 that"
+    ),
+    "serving no run": (
+        ("serve", "--workdir={home}/no", "--port=0"), "{home}/no is not the workdir"
+    ),
     "a head without alignments": (
         ("decode", "--workdir={home}", "--alignment_head=0"), "--alignment_head needs"
     ),
@@ -211,6 +218,7 @@ def test_a_mistake_of_several_lines_is_told_in_one(capsys, own_process):
         (["--version"], ["transformer_jax 0.1.0"]),
         (["train", "-h"], ["--config.model.num_layers INT", "Layers of the encoder"]),
         (["compare", "--help"], ["--override FIELD=VALUE"]),
+        (["serve", "--help"], ["--port INT", "--max_chars INT", "Seconds until a request"]),
         (["decode", "--help"], ["--beam_size INT", "--input FILE", "GNMT's alpha", "--score"]),
     ],
 )

@@ -2,6 +2,7 @@
 
 import asyncio
 
+import jax
 import pytest
 from serving.capitals import Capitals
 
@@ -72,6 +73,19 @@ def test_a_job_that_fails_fails_alone(batcher, text, status, caplog):
     assert isinstance(failed, Refused) and failed.status == status
     assert ("a request has failed" in caplog.text) == (status == 500)
     assert batcher.alive
+
+
+def test_what_clients_have_compiled_is_bounded(batcher, monkeypatch):
+    cleared = []
+    monkeypatch.setattr(jax, "clear_caches", lambda: cleared.append(True))
+
+    async def ask():
+        for top_k in range(1, 35):
+            for temperature in (0.5, 2.0):  # not a kind of its own
+                await answers(batcher, job("a", sample=True, top_k=top_k, temperature=temperature))
+
+    asyncio.run(ask())
+    assert len(cleared) == 2
 
 
 def test_more_than_may_wait_is_refused_and_what_nobody_waits_for_is_left_out(batcher, translator):

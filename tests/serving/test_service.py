@@ -1,5 +1,6 @@
 """The server over a translator of capitals: what it answers, what it refuses, how it ends."""
 
+import importlib.util
 import itertools
 import os
 import socket
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 from serving.served import Served
 
+from transformer_jax.decoding.options import SearchOptions
 from transformer_jax.serving import server, service
 from transformer_jax.serving.limits import Limits
 
@@ -52,6 +54,14 @@ def test_options_of_a_request_and_what_it_asks_to_be_told(served):
     attention = told["attention"]
     assert attention["source_tokens"] == ["\u2581<2de>", "\u2581a", "<eos>"]
     np.testing.assert_allclose(np.sum(attention["cross"], axis=-1), np.ones((2, 3, 4)), atol=1e-5)
+
+
+@pytest.mark.parametrize("server_samples", [False, True])
+def test_samples_are_as_many_as_are_asked_for(own, server_samples):
+    served = own(options=SearchOptions(sample=True, n_best=4)) if server_samples else own()
+    for n_best in (1, 2):
+        _, _, answer = served.translate("a", sample=True, n_best=n_best)
+        assert len(answer["translations"][0]["hypotheses"]) == n_best
 
 
 def test_the_page_of_attention_is_that_of_decode(served):
@@ -246,6 +256,17 @@ def test_what_takes_longer_than_the_grace_is_told_and_is_a_failure(own, monkeypa
     assert served.end() == 1 and exits == [1]
     thread.join(20)
     assert results == [(503, {"error": "the server has stopped"})]
+
+
+def test_a_server_that_would_refuse_its_own_beam_is_not_started(own):
+    with pytest.raises(ValueError, match="beam_size=9 of the server's own is more than max_beam"):
+        own(options=SearchOptions(beam_size=9))
+
+
+def test_what_is_missing_is_told(monkeypatch, failing):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    told = "serve needs starlette: pip install 'transformer_jax[serve]'"
+    assert told in failing("serve", "--workdir=x")
 
 
 def test_an_address_that_cannot_be_is_told(served):

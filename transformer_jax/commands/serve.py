@@ -52,10 +52,9 @@ def run(flags: FlagValues) -> int:
     with server.bound(flags.host, flags.port) as listener:
         translator = decode.loaded(flags)
         names = [os.path.basename(os.path.realpath(folder)) for folder in flags.workdir]
-        translator.check(options)
+        service = server.Service(translator, options, limits, title=", ".join(names))
         server.warm_up(translator, options)
         allocator.keep_freed_memory()
-        service = server.Service(translator, options, limits, title=", ".join(names))
         return server.serve(service, listener)
 
 

@@ -45,15 +45,20 @@ class Service:
     """An ASGI application that answers by one translator, within limits."""
 
     def __init__(self, translator: Translator, options: SearchOptions, limits: Limits, title: str):
-        self.translator, self.limits = translator, limits
-        self.options = translator.resolved(options)
-        rows = (self.options.rows or _MAX_ROWS) * jax.local_device_count()
+        self.translator, self.options, self.limits = translator, options, limits
+        resolved = translator.resolved(options)
+        if resolved.beam_size > limits.max_beam_size:
+            raise ValueError(
+                f"beam_size={resolved.beam_size} of the server's own is more than "
+                f"max_beam_size={limits.max_beam_size}"
+            )
+        rows = (resolved.rows or _MAX_ROWS) * jax.local_device_count()
         self.batcher = Batcher(translator, limits.max_queue, rows)
         self.stopping = False
         self.loopback = True  # whether this machine alone can connect
         self.jobs: set[Job] = set()  # accepted, and not answered
         self.metrics = Metrics()
-        self._page = self._rendered(title)
+        self._page = self._rendered(title, resolved)
         headers = _HEADERS | {"content-security-policy": _policy(self._page)}
         self._headers = [(name.encode(), value.encode()) for name, value in headers.items()]
         gets = {"/": self._root, "/health": self._health, "/metrics": self._tell_metrics}
@@ -65,13 +70,11 @@ class Service:
             exception_handlers={Refused: _tell, HTTPException: _tell, ClientDisconnect: _tell},
         )
 
-    def _rendered(self, title: str) -> str:
+    def _rendered(self, title: str, options: SearchOptions) -> str:
         """The page, which is told what the model can."""
-        options = self.options
         settings = {
-            "most": min(self.limits.max_beam_size, 16 if options.sample else options.beam_size),
-            "sample": options.sample,
-            "translations": max(options.n_best, 1 if options.sample else min(options.beam_size, 5)),
+            "most": self.limits.max_beam_size if options.sample else options.beam_size,
+            "translations": max(options.n_best, min(options.beam_size, 5)),
             "attention": "cross" in self.translator.attention_shape,
             "languages": self.translator.config.data.language_tags,
         }
