@@ -47,9 +47,11 @@ def test_answers_are_decodes_json(served):
 
 
 def test_options_of_a_request_and_what_it_asks_to_be_told(served):
-    fields = {"n_best": 2, "beam_size": 3, "length_penalty": 1, "prefix": "x "}
+    fields = {"n_best": 2, "beam_size": 3, "length_penalty": 1, "prefix": "x ", "alignments": True}
     _, _, answer = served.translate("a", target_language="de", attention=True, **fields)
     (told,) = answer["translations"]
+    # Without the language's tag, which is no word of the source.
+    assert [x["alignment"]["source_words"] for x in told["hypotheses"]] == [["a"]] * 2
     assert [x["text"] for x in told["hypotheses"]] == ["X <2DE> A"] * 2
     attention = told["attention"]
     assert attention["source_tokens"] == ["\u2581<2de>", "\u2581a", "<eos>"]
