@@ -27,7 +27,7 @@ _UVICORN = {
     **dict.fromkeys(("access_log", "proxy_headers", "server_header"), False),
     "limit_concurrency": 512,  # connections, beyond which it refuses requests
 }
-_LINGER_S = 0.3  # in which late requests of open connections are refused, rather than cut off
+_LINGER_S = 0.2  # in which late requests are refused, rather than cut off
 
 
 def bound(host: str, port: int) -> socket.socket:
@@ -90,6 +90,9 @@ async def _until(stop: Stop, service: Service, server: _Server, listener: socket
     left = len(service.jobs)
     for job in list(service.jobs):
         job.settle(Refused(503, "the server has stopped"))
+    await asyncio.sleep(_LINGER_S)
+    for accepting in server.servers:  # no more; what came before is still refused
+        accepting.close()
     await asyncio.sleep(_LINGER_S)
     # Answers are written, but those who ask may read slowly.
     server.config.timeout_graceful_shutdown = max(end - time.monotonic(), 1)
