@@ -9,6 +9,7 @@ from flax import nnx
 from transformer_jax.model.attention import (
     CrossAttention,
     KeyValue,
+    Projection,
     SelfAttention,
     attention_weights,
     dot_product_attention,
@@ -122,6 +123,15 @@ def test_multi_head_is_projections_around_attention(arrays, use_bias):
     output, weights = layer(hidden_BTD, mask_BTT)
     np.testing.assert_allclose(output, expected(hidden_BTD, mask_BTT, *projections), atol=1e-5)
     assert weights.shape == (2, 3, 5, 5)
+
+
+def test_a_projection_laid_out_for_decoding_is_the_same_to_the_bit():
+    projection = Projection(16, 4, 3, use_bias=True, dtype=jnp.float32, rngs=nnx.Rngs(0))
+    hidden_BTD = jax.random.normal(jax.random.key(1), (2, 5, 16))
+    before = projection(hidden_BTD)
+    projection.turn()
+    for expected, result in zip(before, projection(hidden_BTD), strict=True):
+        np.testing.assert_array_equal(result, expected)
 
 
 @pytest.mark.parametrize(("kind", "projections"), [(SelfAttention, 2), (CrossAttention, 3)])

@@ -81,7 +81,8 @@ class KeyValue(NamedTuple):
 class Projection(nnx.Module):
     """Projections of the same states for H heads, in one product: larger ones are quicker.
 
-    The parameters are [D, C, H, K] and, with `use_bias`, [C, H, K], for C projections.
+    The parameters are [D, C, H, K] and, with `use_bias`, [C, H, K], for C projections. For
+    decoding the kernel is [C, H, K, D], as its product reads it: a CPU would turn it each step.
     """
 
     def __init__(self, model_dim, num_heads, count, *, use_bias=False, dtype, rngs):
@@ -90,14 +91,23 @@ class Projection(nnx.Module):
         drawn = [init(rngs.params(), (model_dim, model_dim), jnp.float32) for _ in range(count)]
         self.kernel = nnx.Param(jnp.stack(drawn, axis=1).reshape(model_dim, *shape))
         self.bias = nnx.Param(jnp.zeros(shape, jnp.float32)) if use_bias else None
-        self.dtype = dtype
+        self.dtype, self.turned = dtype, False
+
+    def turn(self) -> None:
+        """Lays out the kernel for decoding, if it is not so already."""
+        if not self.turned:
+            self.kernel, self.turned = nnx.Param(jnp.moveaxis(self.kernel[...], 0, -1)), True
 
     def __call__(self, hidden_BTD: jax.Array) -> list[jax.Array]:
         """[B, H, T, K] of each projection."""
         # Heads and K are one dimension until the product is made: a TPU pads a last one of 64.
-        model_dim, count, num_heads, _ = self.kernel.shape
-        kernel_DCE = self.kernel[...].reshape(model_dim, count, -1).astype(self.dtype)
-        heads_CBTE = jnp.einsum("BTD,DCE->CBTE", hidden_BTD.astype(self.dtype), kernel_DCE)
+        if self.turned:
+            equation, (count, num_heads, _, model_dim) = "BTD,CED->CBTE", self.kernel.shape
+            kernel = self.kernel[...].reshape(count, -1, model_dim)
+        else:
+            equation, (model_dim, count, num_heads, _) = "BTD,DCE->CBTE", self.kernel.shape
+            kernel = self.kernel[...].reshape(model_dim, count, -1)
+        heads_CBTE = jnp.einsum(equation, hidden_BTD.astype(self.dtype), kernel.astype(self.dtype))
         if self.bias is not None:
             heads_CBTE += self.bias[...].reshape(count, 1, 1, -1).astype(self.dtype)
         heads_CBTHK = heads_CBTE.reshape(*heads_CBTE.shape[:3], num_heads, -1)
@@ -166,8 +176,14 @@ def _write(history_BHIK: jax.Array, new_BHWK: jax.Array, position_B: jax.Array) 
     width = new_BHWK.shape[2]
 
     def in_place(history_BHIK, new_BHWK, position_B):
-        update = functools.partial(jax.lax.dynamic_update_slice_in_dim, axis=1)
-        return jax.vmap(update)(history_BHIK, new_BHWK, position_B * width)
+        update = jax.lax.dynamic_update_slice_in_dim
+        if history_BHIK.shape[0] == 1:
+            # Else XLA would write, and copy, the history once for each of its uses.
+            return jax.lax.optimization_barrier(
+                update(history_BHIK, new_BHWK, position_B[0] * width, axis=2)
+            )
+        update = jax.vmap(functools.partial(update, axis=1))
+        return update(history_BHIK, new_BHWK, position_B * width)
 
     def as_a_whole(history_BHIK, new_BHWK, position_B):
         entries_BI = jnp.arange(history_BHIK.shape[2])[None] - position_B[:, None] * width

@@ -15,7 +15,13 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from transformer_jax.config import ModelConfig
-from transformer_jax.model.attention import CrossAttention, KeyValue, SelfAttention, own_history
+from transformer_jax.model.attention import (
+    CrossAttention,
+    KeyValue,
+    Projection,
+    SelfAttention,
+    own_history,
+)
 from transformer_jax.model.layers import TiedEmbedding, dropout, split_or_none
 from transformer_jax.model.masks import Tokens, attention_mask
 from transformer_jax.model.stack import SUB_LAYER, apply_layers, layers_of, stacked
@@ -182,9 +188,12 @@ class Transformer(nnx.Module):
         return {"encoder": shape, "decoder": shape, "cross": shape}
 
     def unstack(self) -> None:
-        """Takes the layers apart for decoding, whose loop would copy a layer's slice each step."""
+        """Lays out parameters for decoding, whose loop would copy a layer's slice each step."""
         self.encoder = layers_of(self.encoder, self.num_layers)
         self.decoder = layers_of(self.decoder, self.num_layers)
+        for _, part in nnx.iter_graph(self):
+            if isinstance(part, Projection):
+                part.turn()
 
     def _embed(self, ids_BT: jax.Array, positions_BT: jax.Array, key=None) -> jax.Array:
         embedded_BTD = self.embedding.embed(
