@@ -1,10 +1,15 @@
-"""What the speed benchmarks share: sizes of models, and running a peer's benchmark beside ours."""
+"""What the speed benchmarks share: sizes of models, and running peers beside us."""
 
 import json
+import pathlib
+import re
 import shlex
 import statistics
 import subprocess
-from collections.abc import Callable
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from typing import Any
 
 from transformer_jax.config import ModelConfig
 
@@ -13,6 +18,10 @@ PRESETS = {  # model_dim, feed_forward_dim, num_heads, num_layers
     "base": (512, 2048, 8, 6),
     "big": (1024, 4096, 16, 6),
 }
+PEER_HELP = (
+    "Peers to run before and after this one, such as ctranslate2,ctranslate2:int8, each with a "
+    "dtype if it is not ours; or the command of another benchmark."
+)
 
 
 def model_config(preset: str, dtype: str) -> ModelConfig:
@@ -27,23 +36,49 @@ def model_config(preset: str, dtype: str) -> ModelConfig:
     )
 
 
-def beside_peer(measure: Callable[[], dict], command: str) -> dict:
-    """What `measure` gives, with ratio_to_peer if there is the command of a peer's benchmark.
+def beside_peers(
+    measure: Callable[[], dict], peers: str, make_job: Callable[[str, pathlib.Path], dict]
+) -> Iterator[dict]:
+    """What `measure` gives, anew beside each peer, with the speeds of both and their ratio.
 
-    The peer runs before and after; the last line that it prints must be JSON with
-    target_tokens_per_s, and the ratio is ours over its mean.
+    Args:
+      measure: target_tokens_per_s, among others.
+      peers: names of `peers.PEERS`, each with :DTYPE or not; or a command, the last line of whose
+        output is JSON with target_tokens_per_s.
+      make_job: from a peer's name and an empty folder to what `peers.py` reads.
     """
-    if not command:
-        return measure()
-    before = _peer_speed(command)
-    result = measure()
-    peers = [before, _peer_speed(command)]
-    ratio = result["target_tokens_per_s"] / statistics.mean(peers)
-    return result | {"peer_target_tokens_per_s": peers, "ratio_to_peer": ratio}
+    if not peers:
+        yield measure()
+    elif not re.fullmatch(r"(\w+(:\w+)?(,(?!$)|$))+", peers):
+        yield _beside(measure, shlex.split(peers))
+    else:
+        for peer in peers.split(","):
+            name, _, dtype = peer.partition(":")
+            with tempfile.TemporaryDirectory() as folder:
+                job = make_job(name, pathlib.Path(folder)) | {"peer": name}
+                job |= {"dtype": dtype} if dtype else {}
+                path = pathlib.Path(folder, "job.json")
+                path.write_text(json.dumps(job))
+                script = pathlib.Path(__file__).with_name("peers.py")
+                yield _beside(measure, [sys.executable, str(script), str(path)])
 
 
-def _peer_speed(command: str) -> float:
-    done = subprocess.run(shlex.split(command), stdout=subprocess.PIPE, text=True)
+def _beside(measure: Callable[[], dict], command: list[str]) -> dict[str, Any]:
+    before, result, after = _printed(command), measure(), _printed(command)
+    speeds = [peer["target_tokens_per_s"] for peer in (before, after)]
+    more = {f"peer_{x}": after[x] for x in ("dtype", "peak_rss_bytes") if x in after}
+    return result | {
+        "peer": after.get("peer", shlex.join(command)),
+        **more,
+        "peer_target_tokens_per_s": speeds,
+        "ratio_to_peer": result["target_tokens_per_s"] / statistics.mean(speeds),
+    }
+
+
+def _printed(command: list[str]) -> dict[str, Any]:
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
     if done.returncode:
-        raise SystemExit(f"the peer's benchmark ended with status {done.returncode}: {command}")
-    return json.loads(done.stdout.strip().splitlines()[-1])["target_tokens_per_s"]
+        raise SystemExit(
+            f"the peer's benchmark ended with status {done.returncode}: {shlex.join(command)}"
+        )
+    return json.loads(done.stdout.strip().splitlines()[-1])

@@ -1,35 +1,50 @@
-"""Training speed on dense synthetic batches: one JSON line a run.
+"""Training speed: one JSON line a run.
 
-The training objective as it is (dropout 0.1, smoothing 0.1, clipping, Adam), every step
-waited for, so that the figure is the speed of the arithmetic alone:
+On dense synthetic batches, every step waited for, the figure is the speed of the arithmetic alone,
+of the training objective as it is (dropout 0.1, smoothing 0.1, clipping, Adam):
 
     python benchmarks/train_speed.py --preset=tiny --rows=64 --length=32 --vocab=8000
 
-With --peer=COMMAND the peer's benchmark runs before and after in the same session; it must
-print a JSON line with target_tokens_per_s, and ratio_to_peer is ours over its mean.
+With --config it is the speed of a run, in target tokens that are no padding:
+
+    python benchmarks/train_speed.py --config=multi30k_en_de --steps=100
+
+--peer=transformers,transformers:bfloat16 runs Hugging Face's MarianMTModel of the same sizes before
+and after in the same session, a line each: on such batches, or on the run's own pairs in batches
+of the same budget of tokens, sorted by length. With --peer=COMMAND another benchmark runs, whose
+last line must be JSON with target_tokens_per_s. ratio_to_peer is our speed over the mean of the
+peer's.
 """
 
+import contextlib
+import functools
 import json
+import os
+import pathlib
 import resource
 import statistics
+import tempfile
 import time
+from collections.abc import Iterator
 
 import jax
 import numpy as np
 import optax
 from absl import app, flags
-from beside import PRESETS, beside_peer, model_config
+from beside import PEER_HELP, PRESETS, beside_peers, model_config
 from flax import nnx
 
-from transformer_jax import allocator
-from transformer_jax.config import OptimizerConfig
+from transformer_jax import allocator, cli
+from transformer_jax.config import Config, ModelConfig, OptimizerConfig, load_config
 from transformer_jax.data.batches import Batch
+from transformer_jax.data.vocabulary import PAD
 from transformer_jax.devices import parallel, place, replicate
 from transformer_jax.model.masks import Tokens
 from transformer_jax.model.transformer import Transformer
 from transformer_jax.training.loss import max_logits
 from transformer_jax.training.optimizer import learning_rate_schedule, make_optimizer
 from transformer_jax.training.step import TrainState, make_train_step
+from transformer_jax.training.trainer import Trainer
 
 _PRESET = flags.DEFINE_enum("preset", "base", PRESETS, "Size of the model.")
 _ROWS = flags.DEFINE_integer("rows", 8, "Sentence pairs a step.", lower_bound=1)
@@ -39,7 +54,10 @@ _STEPS = flags.DEFINE_integer("steps", 10, "Steps that are timed.", lower_bound=
 _WARMUP = flags.DEFINE_integer("warmup", 3, "Steps before them.", lower_bound=1)
 _DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of the computation.")
 _LOGITS_MIB = flags.DEFINE_float("logits_mib", 0.0, "As config.training.logits_mib.")
-_PEER = flags.DEFINE_string("peer", "", "Command of a peer's benchmark to run beside this one.")
+_PEER = flags.DEFINE_string("peer", "", PEER_HELP)
+_CONFIG = flags.DEFINE_string("config", "", "A run's, in place of synthetic batches of a preset.")
+_TRAIN = flags.DEFINE_string("train", "", "As config.data.train.")
+_VALID = flags.DEFINE_string("valid", "", "As config.data.valid.")
 
 
 def synthetic_batch(random: np.random.Generator) -> Batch:
@@ -55,8 +73,8 @@ def synthetic_batch(random: np.random.Generator) -> Batch:
     return Batch(side(_LENGTH.value), target, np.roll(target.ids, -1, axis=1))
 
 
-def measure() -> dict:
-    """Times the steps; seconds and target tokens a second."""
+def measure_arithmetic() -> dict:
+    """Times steps on synthetic batches; seconds and target tokens a second."""
     model = model_config(_PRESET.value, _DTYPE.value)
     config = OptimizerConfig(clip_norm=1.0)
     schedule = learning_rate_schedule(config, model.model_dim, 100_000)
@@ -92,19 +110,101 @@ def measure() -> dict:
     }
 
 
+@contextlib.contextmanager
+def opened() -> Iterator[Trainer]:
+    """A run of the config that never saves nor evaluates by itself."""
+    config = load_config(_CONFIG.value)
+    config.data.train = _TRAIN.value or config.data.train
+    config.data.valid = _VALID.value or config.data.valid
+    config.model.dtype = _DTYPE.value
+    config.training.eval_every = config.training.save_every = 10**9
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        contextlib.closing(Trainer(config, pathlib.Path(folder) / "run")) as trainer,
+    ):
+        yield trainer
+
+
+def measure_run(trainer: Trainer) -> dict:
+    """Times the next updates of a run; target tokens, padding left out, a second."""
+    for _ in range(_WARMUP.value):
+        trainer.advance()
+    trainer.settle()
+    steps = range(trainer.step, trainer.step + _STEPS.value)
+    labels = [trainer.batches.batch_at(step).labels for step in steps]
+    tokens = sum(int((x != PAD).sum()) for x in labels)
+    start = time.perf_counter()
+    for _ in steps:
+        trainer.advance()
+    trainer.settle()
+    seconds = time.perf_counter() - start
+    return {
+        "step_s_mean": seconds / len(steps),
+        "target_tokens_per_s": tokens / seconds,
+        "target_tokens": tokens / len(steps),
+        "target_packing_efficiency": tokens / sum(x.size for x in labels),
+        "parameters": sum(x.size for x in jax.tree.leaves(trainer.params)),
+        "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+    }
+
+
+def job(config: ModelConfig, vocab_size: int, peer: str, folder: pathlib.Path) -> dict:
+    """The same on synthetic batches for a peer."""
+    sizes = {f"{side}_layers": config.num_layers for side in ("encoder", "decoder")}
+    sizes |= {f"{side}_attention_heads": config.num_heads for side in ("encoder", "decoder")}
+    sizes |= {f"{side}_ffn_dim": config.feed_forward_dim for side in ("encoder", "decoder")}
+    sizes |= {"vocab_size": vocab_size, "d_model": config.model_dim, "dropout": config.dropout_rate}
+    return {
+        "work": "training",
+        "sizes": sizes,
+        "device": "cuda" if jax.default_backend() == "gpu" else "cpu",
+        "dtype": _DTYPE.value,
+        "smoothing": 0.1,
+        "shape": [_ROWS.value, _LENGTH.value],
+        "warmup": _WARMUP.value,
+        "repeats": _STEPS.value,
+        "threads": len(os.sched_getaffinity(0)),
+    }
+
+
+def job_of_run(trainer: Trainer, peer: str, folder: pathlib.Path) -> dict:
+    """The same on a run's pairs for a peer."""
+    config: Config = trainer.config
+    described = job(config.model, len(trainer.data.vocabulary), peer, folder)
+    del described["shape"]
+    (store,) = trainer.batches.stores
+    sides = {"source": store.source, "target": store.target}
+    arrays = {f"{name}_ids": side.ids for name, side in sides.items()}
+    arrays |= {f"{name}_ends": side.offsets[1:] for name, side in sides.items()}
+    np.savez(folder / "pairs.npz", **arrays)
+    return described | {
+        "smoothing": config.training.label_smoothing,
+        "pairs": str(folder / "pairs.npz"),
+        "tokens_per_batch": config.data.tokens_per_batch,
+    }
+
+
 def main(_) -> None:
     described = {
         "benchmark": "train_speed",
         "jax": jax.__version__,
         "device": jax.devices()[0].device_kind,
         "devices": jax.local_device_count(),
-        "preset": _PRESET.value,
-        "rows": _ROWS.value,
-        "length": _LENGTH.value,
-        "vocab": _VOCAB.value,
         "dtype": _DTYPE.value,
     }
-    print(json.dumps(described | beside_peer(measure, _PEER.value)), flush=True)
+    with contextlib.ExitStack() as stack:
+        if _CONFIG.value:
+            cli.log_to_stderr()
+            trainer = stack.enter_context(opened())
+            described["config"] = _CONFIG.value
+            both = functools.partial(measure_run, trainer), functools.partial(job_of_run, trainer)
+        else:
+            names = (_PRESET, _ROWS, _LENGTH, _VOCAB)
+            described |= {name.name: name.value for name in names}
+            model = model_config(_PRESET.value, _DTYPE.value)
+            both = measure_arithmetic, functools.partial(job, model, _VOCAB.value)
+        for result in beside_peers(both[0], _PEER.value, both[1]):
+            print(json.dumps(described | result), flush=True)
 
 
 if __name__ == "__main__":
