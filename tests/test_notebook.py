@@ -157,7 +157,6 @@ def test_a_translation_has_the_same_cells_code_and_outputs(book, translation):
     assert translation.metadata == book.metadata
 
 
-@pytest.mark.xfail(reason="the Korean notebook is being translated")
 def test_a_translation_is_of_the_present_prose(book, translation):
     assert stale(book, translation) == []
     assert len(check_terms(translation)) == len(check_terms(book))
