@@ -112,12 +112,14 @@ def test_fine_tuning_lowers_the_loss(workdir, tmp_path):
     for side, texts in (("en", OPUS_SOURCES), ("de", OPUS_TARGETS)):
         (tmp_path / f"corpus.{side}").write_text("\n".join(texts * 8) + "\n")
     config = load_config(f"{workdir}/config.json")
-    config.training.init_from = str(workdir)
     config.data.train, config.data.batching = f"text:{tmp_path}/corpus", "bucketed"
     config.data.num_buckets, config.data.tokens_per_batch = 1, 256
     config.training.num_steps, config.training.log_every = 8, 1
     config.optimizer.learning_rate, config.optimizer.warmup_steps = 0.01, 1
     config.model.dropout_rate = 0.0
+    with pytest.raises(ValueError, match="another --workdir with .*init_from=.* starts from it"):
+        train(config, workdir)
+    config.training.init_from = str(workdir)
     train(config, tmp_path / "tuned")
     lines = (tmp_path / "tuned/metrics.jsonl").read_text().splitlines()
     losses = [x["loss"] for x in map(json.loads, lines) if "loss" in x]

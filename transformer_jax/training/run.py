@@ -204,6 +204,7 @@ def start_state(
         ema = jax.tree.map(jnp.copy, params) if config.optimizer.ema_decay else None
         return TrainState(jnp.int32(0), params, optimizer.init(params), ema)
 
+    _check_not_imported(workdir, checkpoints)
     shapes = jax.eval_shape(initial)
     shardings = layout.shardings(shapes)
     like = jax.tree.map(
@@ -229,6 +230,17 @@ def start_state(
             params = _params_of_run(config, like.params, data.vocabulary)
         state = state._replace(params=layout.put(params), ema=state.ema and layout.put(params))
     return state, Progress(data.fingerprint)
+
+
+def _check_not_imported(workdir: pathlib.Path, checkpoints: Checkpoints) -> None:
+    """ValueError where the workdir has an imported model, and so no state of an optimizer."""
+    for step in checkpoints.steps():
+        with contextlib.suppress(DamagedError, FileNotFoundError):
+            if "progress" not in checkpoints.record(step):
+                raise ValueError(
+                    f"{workdir} has an imported model, which was not trained here: another "
+                    f"--workdir with --config.training.init_from={workdir} starts from it"
+                )
 
 
 def _latest_sound(checkpoints: Checkpoints, like: TrainState) -> dict[str, Any] | None:
