@@ -6,6 +6,8 @@ direction each; the source begins with its target language (Johnson et al. 2017)
 
     transformer-jax train --config=en_ko --workdir=runs/en_ko
     transformer-jax decode --workdir=runs/en_ko --target_language=ko
+
+Not yet run to its hour; RESULTS.md has what 2,767 updates gave.
 """
 
 from transformer_jax.config import (
