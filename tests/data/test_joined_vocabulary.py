@@ -44,9 +44,21 @@ def test_the_files_are_kept_to_the_byte(files, tmp_path):
     assert Vocabulary(files[0]).files == {}
 
 
-def test_a_list_without_symbols_is_refused(files):
-    with pytest.raises(ValueError, match="vocab.json has no </s>, <pad>"):
-        joined_model(*files[:2], b'{"<unk>": 0}')
+@pytest.mark.parametrize(
+    ("numbers", "told"),
+    [
+        (b'{"<unk>": 0}', "vocab.json has no </s>, <pad>"),
+        (b'{"</s>": 0, "<unk>": 1, "<pad>": 1}', "does not number pieces"),
+        (b'{"</s>": 0, "<unk>": 1, "<pad>": 2.0}', "does not number pieces"),
+        (b'["</s>", "<unk>", "<pad>"]', "does not number pieces"),
+        (b'{"</s>": 0, "<unk>": 1, "<pad>": 2, "<padding>": 3}', "vocab.json has <padding>"),
+        (b"{", "vocab.json is not JSON: "),
+        (b"[" * 200_000, "vocab.json is not JSON: "),
+    ],
+)
+def test_a_list_that_is_none_is_refused(files, numbers, told):
+    with pytest.raises(ValueError, match=told):
+        joined_model(*files[:2], numbers)
 
 
 def test_a_side_that_is_no_model_is_refused(files):

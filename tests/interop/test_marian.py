@@ -1,8 +1,10 @@
 """A model made at random in the shape of OPUS-MT's, imported, and exported again."""
 
 import importlib
+import io
 import json
 
+import jax
 import numpy as np
 import pytest
 from builders import OPUS_SOURCES, OPUS_TARGETS, opus_files
@@ -11,11 +13,13 @@ from transformer_jax.__main__ import parser_of
 from transformer_jax.config import load_config
 from transformer_jax.decoding.options import SearchOptions
 from transformer_jax.decoding.translator import Translator
+from transformer_jax.interop import marian
 from transformer_jax.saved_run import load_run
 from transformer_jax.training.loop import train
 
 hub = pytest.importorskip("transformers")
 torch = pytest.importorskip("torch")
+safetensors = pytest.importorskip("safetensors.torch")
 pytestmark = pytest.mark.filterwarnings("ignore")  # of the library itself
 
 
@@ -138,6 +142,92 @@ def test_a_workdir_is_not_written_twice_nor_exported_without_its_second_model(
 def test_a_file_that_is_missing_is_named(failing, tmp_path):
     flags = ["--format=marian", f"--source={tmp_path}", f"--workdir={tmp_path}/run"]
     assert "no folder of an OPUS-MT model: it has no config.json" in failing("import", *flags)
+
+
+@pytest.fixture
+def copied(opus, tmp_path, failing):
+    """A function that copies the folder but for some files, and returns why it is refused."""
+
+    def refused(**files: bytes) -> str:
+        folder = tmp_path / "copy"
+        folder.mkdir()
+        for path in opus.iterdir():
+            if path.stem not in files:
+                (folder / path.name).symlink_to(path)
+        for name, data in files.items():
+            suffix = {"model": ".safetensors", "pytorch_model": ".bin"}.get(name, ".json")
+            if data:
+                (folder / f"{name}{suffix}").write_bytes(data)
+        flags = ["--format=marian", f"--source={folder}", f"--workdir={tmp_path}/run"]
+        sentence = failing("import", *flags)
+        assert not (tmp_path / "run").exists()
+        return sentence
+
+    return refused
+
+
+class Opener:
+    """What a pickle may hold: it makes a file as soon as it is read."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+def test_a_pickle_is_never_run(copied, tmp_path):
+    data = io.BytesIO()
+    torch.save({"model.shared.weight": Opener(tmp_path / "opened")}, data)
+    sentence = copied(model=b"", pytorch_model=data.getvalue())
+    assert "is damaged, or has more than tensors in it (UnpicklingError)" in sentence
+    assert not (tmp_path / "opened").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda x: x.pop("model.encoder.layers.1.fc1.bias"), "have no model.encoder.layers.1.fc1"),
+        (lambda x: x.pop("model.shared.weight"), "have no model.shared.weight"),
+        (
+            lambda x: x.update({"model.encoder.layers.2.fc1.bias": x["final_logits_bias"][0, :16]}),
+            "the weights have model.encoder.layers.2.fc1.bias, which config.json does not",
+        ),
+        (
+            lambda x: x.update({"model.encoder.layers.1.fc1.bias": torch.zeros(5)}),
+            "model.encoder.layers.1.fc1.bias has the shape (5,); config.json and vocab.json make",
+        ),
+    ],
+)
+def test_weights_that_are_not_those_of_the_config_are_refused(opus, copied, change, told):
+    state = safetensors.load_file(opus / "model.safetensors")
+    change(state)
+    assert told in copied(model=safetensors.save({k: x.clone() for k, x in state.items()}))
+
+
+def test_files_that_are_no_files_of_a_model_are_named(copied):
+    assert "model.safetensors is damaged" in copied(model=b"none")
+
+
+def test_a_field_of_another_type_is_named(opus, copied):
+    config = json.loads((opus / "config.json").read_text()) | {"encoder_layers": "2"}
+    sentence = copied(config=json.dumps(config).encode())
+    assert "has no config of a MarianMTModel: Validation error for field 'encoder_la" in sentence
+
+
+def test_old_files_say_the_same(opus, workdir, tmp_path):
+    """Weights pickled, the table by another of its names, the search in config.json, a kernel."""
+    for name in ("source.spm", "target.spm", "vocab.json"):
+        (tmp_path / name).symlink_to(opus / name)
+    more = {"num_beams": 3, "length_penalty": 0.5, "attn_implementation": "some/kernel"}
+    config = json.loads((opus / "config.json").read_text()) | more
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    state = safetensors.load_file(opus / "model.safetensors")
+    state["lm_head.weight"] = state.pop("model.shared.weight")
+    torch.save(state, tmp_path / "pytorch_model.bin")
+    old, new = marian.load(tmp_path), load_run(workdir)
+    jax.tree.map(np.testing.assert_array_equal, old.params, new.params)
+    assert old.config == new.config
 
 
 @pytest.mark.parametrize(

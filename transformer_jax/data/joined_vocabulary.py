@@ -4,12 +4,13 @@ They are kept as one SentencePiece model of all the pieces, which decodes; the t
 the list, are extensions of it, for which its format leaves field numbers free.
 """
 
-import json
 import re
 
 import sentencepiece
 from google.protobuf import unknown_fields
 from sentencepiece import sentencepiece_model_pb2 as protocol
+
+from transformer_jax.storage import from_json
 
 _SOURCE, _TARGET, _NUMBERS = 200, 201, 202  # numbers of the fields
 _BYTES = 2  # wire type
@@ -18,11 +19,19 @@ _START, _EOS, _UNKNOWN = "<pad>", "</s>", "<unk>"
 
 
 def joined_model(source: bytes, target: bytes, numbers: bytes) -> bytes:
-    """One model of those of both sides, and of a vocab.json; ValueError where that has no symbols.
+    """One model of those of both sides, and of a vocab.json; ValueError where that is none.
 
     Its ids: padding, what the decoder starts with, EOS, unknown, and the others in their order.
     """
-    ids = json.loads(numbers)
+    try:
+        ids = from_json(numbers)
+    except ValueError as error:
+        raise ValueError(f"vocab.json is not JSON: {error}") from None
+    # By how they are written: 1.0 and true are equal to 1.
+    if not isinstance(ids, dict) or {*map(repr, ids.values())} != {*map(repr, range(len(ids)))}:
+        raise ValueError("vocab.json does not number pieces, each with its own of 0, 1, 2, ...")
+    if _PADDING in ids:
+        raise ValueError(f"vocab.json has {_PADDING}, the name of padding here")
     if missing := {_START, _EOS, _UNKNOWN} - ids.keys():
         raise ValueError(f"vocab.json has no {', '.join(sorted(missing))}")
     model, types = protocol.ModelProto(), protocol.ModelProto.SentencePiece
