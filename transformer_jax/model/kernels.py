@@ -10,7 +10,7 @@ from jax.sharding import PartitionSpec
 from transformer_jax.config import ModelConfig
 from transformer_jax.model.masks import SegmentMask
 from transformer_jax.model.pallas_attention import padded, pallas_attention, takes_rows
-from transformer_jax.model.stack import SUB_LAYER
+from transformer_jax.model.stack import KERNEL
 from transformer_jax.sharding import ROWS
 
 _PLATFORMS = {"cudnn": ("gpu", "cuda"), "pallas": ("tpu",)}
@@ -63,7 +63,9 @@ def fused_attention(
         specs = {"in_specs": (heads, heads, heads, rows), "out_specs": heads}
         attend = jax.shard_map(attend, mesh=mesh, **specs, check_vma=False)
     arrays_BTHK = [x.swapaxes(1, 2) for x in (query_BHTK, key_BHMK, value_BHMK)]
-    attended_BTHK = checkpoint_name(attend(*arrays_BTHK, mask), SUB_LAYER)
+    attended_BTHK = attend(*arrays_BTHK, mask)
+    if mask.kernel == "pallas":  # cuDNN's result is known by its primitive, and kept once
+        attended_BTHK = checkpoint_name(attended_BTHK, KERNEL)
     return attended_BTHK.swapaxes(1, 2)
 
 

@@ -12,18 +12,22 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-SUB_LAYER = "sub_layer"  # the name for `jax.checkpoint` of what a sub-layer or a kernel gives
+SUB_LAYER, KERNEL = "sub_layer", "kernel"  # names for `jax.checkpoint` of what they give
 _CUDNN = "dot_product_attention_fwd_wrapper"  # which also gives what its gradient reads
+
+
+def _kept_of_kernels(primitive, *_, **options) -> bool:
+    return primitive.name == _CUDNN or options.get("name") == KERNEL
 
 
 def _kept_of_scan(primitive, *arguments, **options) -> bool:
     """All products: a scan would keep what lies between as well, which XLA else fuses with them."""
-    return primitive.name == "dot_general" or _kept_of_dots(primitive, *arguments, **options)
+    return primitive.name == "dot_general" or _kept_of_kernels(primitive, *arguments, **options)
 
 
-def _kept_of_dots(primitive, *_, **options) -> bool:
+def _kept_of_dots(primitive, *arguments, **options) -> bool:
     """What attention's kernels return, and the last product of each sub-layer: the narrow ones."""
-    return primitive.name == _CUDNN or options.get("name") == SUB_LAYER
+    return options.get("name") == SUB_LAYER or _kept_of_kernels(primitive, *arguments, **options)
 
 
 _KEPT = {"none": _kept_of_scan, "dots": _kept_of_dots, "full": None}
