@@ -116,6 +116,7 @@ def opened() -> Iterator[Trainer]:
     config = load_config(_CONFIG.value)
     config.data.train = _TRAIN.value or config.data.train
     config.data.valid = _VALID.value or config.data.valid
+    config.data.test = ""  # neither read nor fetched
     config.model.dtype = _DTYPE.value
     config.training.eval_every = config.training.save_every = 10**9
     with (
