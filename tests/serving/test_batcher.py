@@ -86,6 +86,34 @@ def test_a_job_that_fails_fails_alone(batcher, translator, text, status, caplog)
     assert len(translator.batches) == (1 if text == "unshown" else 3) and batcher.alive
 
 
+def test_an_answer_is_written_once_and_for_somebody(batcher, translator):
+    written, searched, batcher.capacity = [], [], 9
+
+    async def ask():
+        jobs = [job("bad"), job(*"abc"), job("d"), job("e", "left"), job("f", "left")]
+        for each in jobs:
+            each.finish = lambda _, request, translations: written.append(request.texts) or b""
+        stream = translator.stream
+
+        def interrupted(texts, options, prefixes):
+            if "bad" in texts and "a" in texts:  # fails with half of what "a" belongs to
+                yield 1, next(stream(["a"], options, prefixes=[""]))[1]
+                raise ValueError
+            for id, answer in stream(texts, options, prefixes=prefixes):
+                searched.append(texts[id])
+                if texts[id] == "left":
+                    jobs[-1 if "f" in texts else -2].future.cancel()
+                    jobs[0].loop.call_soon_threadsafe(int)  # wakes it
+                yield id, answer
+
+        translator.stream = interrupted
+        return await answers(batcher, *jobs)
+
+    asyncio.run(ask())
+    assert written == [["a", "b", "c"], ["d"]]
+    assert searched == ["first", *"cba", "left", "e", "d", "left"]
+
+
 def test_what_clients_have_compiled_is_bounded(batcher, monkeypatch):
     cleared = []
     monkeypatch.setattr(jax, "clear_caches", lambda: cleared.append(True))

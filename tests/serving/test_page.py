@@ -123,3 +123,16 @@ def test_what_is_refused_is_told_and_forgotten(page):
     page.translate("b")
     page.shown(["B"])
     assert page.texts("#problem") == [""]
+
+
+def test_details_are_of_the_answer_that_is_shown_not_of_one_that_was_refused(page):
+    page.translate("one\ntwo")
+    page.shown(["ONE", "TWO"])
+    language = "document.getElementById('language').value = arguments[0]"
+    page.browser.execute_script(language, "ko")
+    page.translate("b")
+    page.until(lambda: "no tag <2ko>" in page.texts("#problem")[0])
+    page.all("#translations button")[1].click()
+    page.attention_of("two")
+    assert page.texts("#attention-problem") == [""]
+    page.browser.execute_script(language, "")

@@ -260,6 +260,20 @@ def test_what_takes_longer_than_the_grace_is_told_and_is_a_failure(own, monkeypa
     assert results == [(503, {"error": "the server has stopped"})]
 
 
+def test_a_batch_that_nobody_waits_for_is_no_failure(own, monkeypatch):
+    exits = []
+    monkeypatch.setattr(os, "_exit", exits.append)
+    served = own(limits=Limits(grace=0.1, timeout=0.1))
+    served.translator.free.clear()
+    assert served.translate("a")[2] == {"error": "not answered within 0.1 seconds"}
+    assert served.end() == 0 and exits == [0]
+
+
+def test_alignments_of_an_answer_are_bounded(own):
+    status, _, answer = own(limits=Limits()).translate(*["a " * 1200] * 2, alignments=True)
+    assert status == 422 and "alignments have more than 2000000 weights" in answer["error"]
+
+
 def test_a_server_that_would_refuse_its_own_beam_is_not_started(own):
     with pytest.raises(ValueError, match="beam_size=9 of the server's own is more than max_beam"):
         own(options=SearchOptions(beam_size=9))

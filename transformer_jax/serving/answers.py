@@ -16,13 +16,19 @@ _MAX_WEIGHTS = 2_000_000  # of attention in one answer
 def as_json(
     translator: Translator, request: TranslationRequest, translations: list[Translation]
 ) -> bytes:
-    answers = []
+    answers, weights = [], 0
     for text, translation in zip(request.texts, translations):
         hypotheses, aligned = translation.hypotheses[: request.n_best], []
         translation = translation._replace(hypotheses=hypotheses)
         if request.alignments:
             sources, skip = [text] * len(hypotheses), int(bool(request.target_language))
             aligned = translator.align(sources, hypotheses, request.options, skip=skip)
+            weights += sum(x.weights.size for x in aligned)
+            if weights > _MAX_WEIGHTS:
+                raise ValueError(
+                    f"alignments have more than {_MAX_WEIGHTS} weights; ask for fewer or shorter "
+                    "texts, or fewer of their translations"
+                )
         answers.append(streaming.described(translator.vocabulary, text, translation, aligned))
         if request.attention:
             attention = _attention_of(translator, request, translation)

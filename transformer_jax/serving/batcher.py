@@ -35,6 +35,11 @@ class Job:
         self.translations: dict[int, Translation] = {}
         self.settled = False
 
+    @property
+    def wanted(self) -> bool:
+        """Whether it has no answer yet, and somebody waits for one."""
+        return not self.settled and not self.future.cancelled()
+
     def settle(self, answer: bytes | Exception) -> None:
         """Hands the answer, or why there is none, to the event loop."""
 
@@ -117,7 +122,7 @@ class Batcher:
 
     def _answer(self, jobs: list[Job]) -> None:
         """Answers jobs of equal options; where one of them fails, each by itself."""
-        jobs = [job for job in jobs if not job.settled and not job.future.cancelled()]
+        jobs = [job for job in jobs if job.wanted]
         if not jobs:
             return
         try:
@@ -140,8 +145,10 @@ class Batcher:
         for id, translation in self.translator.stream(texts, options, prefixes=prefixes):
             job, index = rows[id]
             job.translations[index] = translation
-            if len(job.translations) == len(job.request.texts):
+            if len(job.translations) == len(job.request.texts) and job.wanted:
                 job.settle(self._finished(job))
+            if not any(job.wanted for job in jobs):
+                return
 
     def _finished(self, job: Job) -> bytes | Exception:
         try:

@@ -71,9 +71,10 @@ def serve(service: Service, listener: socket.socket) -> int:
     with noted("answering what is accepted") as stop:
         left = asyncio.run(_until(stop, service, _Server(config), listener))
     logger.info("stopped: %d translations answered, %d left", service.metrics.translations, left)
+    status = int(left > 0)
     if not service.batcher.close(timeout=0 if left else service.limits.grace):
-        os._exit(1)  # a batch that still runs would outlive the interpreter
-    return int(left > 0)
+        os._exit(status)  # a batch that still runs would outlive the interpreter
+    return status
 
 
 async def _until(stop: Stop, service: Service, server: _Server, listener: socket.socket) -> int:
