@@ -12,7 +12,7 @@ from transformer_jax.interruption import Interrupted, noted
 COMMAND = """
 import gc, hashlib, pathlib, signal, sys, time
 from transformer_jax import interruption
-signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup ignores it, and so would what it started
+signal.signal(signal.SIGHUP, int(sys.argv[3]))
 interruption.end_on_signals(75)
 left = pathlib.Path(sys.argv[1])
 
@@ -44,11 +44,11 @@ with interruption.undone(left.unlink):
 """
 
 
-def start(tmp_path, activity: str, **options) -> subprocess.Popen:
-    """A command that does something, and is doing it."""
-    command = [sys.executable, "-c", COMMAND, tmp_path / "left", activity]
+def start(tmp_path, activity: str, hangup=signal.SIG_DFL) -> subprocess.Popen:
+    """A command that does something, and is doing it; `hangup` is what it finds of SIGHUP."""
+    command = [sys.executable, "-c", COMMAND, tmp_path / "left", activity, str(int(hangup))]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    process = subprocess.Popen(command, **pipes, **options)
+    process = subprocess.Popen(command, **pipes)
     assert process.stdout.readline() == "ready\n"
     return process
 
@@ -76,8 +76,7 @@ def test_a_second_signal_ends_at_once_what_saves(tmp_path, second):
 
 def test_what_is_ignored_stays_ignored(tmp_path):
     """As nohup has it."""
-    ignore = {"preexec_fn": lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN)}
-    with start(tmp_path, "steps", **ignore) as process:
+    with start(tmp_path, "steps", signal.SIG_IGN) as process:
         process.send_signal(signal.SIGHUP)
         process.send_signal(signal.SIGTERM)
         assert process.communicate(timeout=20)[1].startswith("\nstopped by SIGTERM")
