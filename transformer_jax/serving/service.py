@@ -69,6 +69,7 @@ class Service:
             + [Route(path, endpoint, methods=["POST"]) for path, endpoint in posts.items()],
             exception_handlers={Refused: _tell, HTTPException: _tell, ClientDisconnect: _tell},
         )
+        self._app.router.redirect_slashes = False  # another path is another path
 
     def _rendered(self, title: str, options: SearchOptions) -> str:
         """The page, which is told what the model can."""
