@@ -1,5 +1,6 @@
-"""What the speed benchmarks share: sizes of models, and running peers beside us."""
+"""What the speed benchmarks share: sizes of models, runs to be timed, and peers beside us."""
 
+import contextlib
 import json
 import pathlib
 import re
@@ -11,7 +12,8 @@ import tempfile
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from transformer_jax.config import ModelConfig
+from transformer_jax.config import Config, ModelConfig
+from transformer_jax.training.trainer import Trainer
 
 PRESETS = {  # model_dim, feed_forward_dim, num_heads, num_layers
     "tiny": (256, 1024, 4, 3),
@@ -34,6 +36,17 @@ def model_config(preset: str, dtype: str) -> ModelConfig:
         feed_forward_dim=feed_forward_dim,
         dtype=dtype,
     )
+
+
+@contextlib.contextmanager
+def timed_run(config: Config) -> Iterator[Trainer]:
+    """A run of a config that never saves nor evaluates by itself, in a folder that goes."""
+    config.training.save_every = config.training.eval_every = 10**9
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        contextlib.closing(Trainer(config, pathlib.Path(folder) / "run")) as trainer,
+    ):
+        yield trainer
 
 
 def beside_peers(

@@ -10,23 +10,20 @@ turn. The others are what a checkpoint (until training goes on, and until it is 
 evaluation take; the first of each compiles.
 """
 
-import contextlib
 import json
-import pathlib
 import statistics
-import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import jax
 from absl import app, flags
+from beside import timed_run
 from tqdm import tqdm
 
 from transformer_jax import allocator, cli
-from transformer_jax.config import load_config
+from transformer_jax.config import Config, load_config
 from transformer_jax.interruption import Stop
 from transformer_jax.training.loop import run_to_end
-from transformer_jax.training.trainer import Trainer
 from transformer_jax.training.validation import Validation
 
 _CONFIG = flags.DEFINE_string("config", "quickstart", "A ready config's name, or a file.")
@@ -35,17 +32,11 @@ _TURNS = flags.DEFINE_integer("turns", 5, "Stretches of real ones, each way.", l
 _STRETCH = 10  # steps
 
 
-@contextlib.contextmanager
-def opened(num_steps: int) -> Iterator[Trainer]:
-    """A run of the config that never saves nor evaluates by itself."""
+def config_of(num_steps: int) -> Config:
+    """The config that is asked for, with other steps."""
     config = load_config(_CONFIG.value)
     config.training.num_steps = num_steps
-    config.training.save_every = config.training.eval_every = 10**9
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        contextlib.closing(Trainer(config, pathlib.Path(folder) / "run")) as trainer,
-    ):
-        yield trainer
+    return config
 
 
 def seconds_of(call: Callable) -> float:
@@ -57,7 +48,7 @@ def seconds_of(call: Callable) -> float:
 
 def instant(same_batch: bool) -> dict[str, float]:
     """Microseconds a step and target tokens a second of steps that take no time."""
-    with opened(_STEPS.value) as trainer:
+    with timed_run(config_of(_STEPS.value)) as trainer:
         batch = trainer.layout.place(trainer.batches.batch_at(0))
         _, metrics = trainer.compiled(jax.tree.map(lambda x: x.copy(), trainer.state), batch)
         trainer.compiled = lambda state, _: (state, dict(metrics))
@@ -74,7 +65,7 @@ def instant(same_batch: bool) -> dict[str, float]:
 
 def real() -> dict[str, float]:
     """Medians of real steps, and the pauses of a checkpoint and an evaluation."""
-    with opened(10**9) as trainer:
+    with timed_run(config_of(10**9)) as trainer:
         batch = trainer.layout.place(trainer.batches.batch_at(0))
 
         def in_loop() -> None:

@@ -23,15 +23,13 @@ import os
 import pathlib
 import resource
 import statistics
-import tempfile
 import time
-from collections.abc import Iterator
 
 import jax
 import numpy as np
 import optax
 from absl import app, flags
-from beside import PEER_HELP, PRESETS, beside_peers, model_config
+from beside import PEER_HELP, PRESETS, beside_peers, model_config, timed_run
 from flax import nnx
 
 from transformer_jax import allocator, cli
@@ -110,20 +108,14 @@ def measure_arithmetic() -> dict:
     }
 
 
-@contextlib.contextmanager
-def opened() -> Iterator[Trainer]:
-    """A run of the config that never saves nor evaluates by itself."""
+def config_of_run() -> Config:
+    """The config that the flags ask for."""
     config = load_config(_CONFIG.value)
     config.data.train = _TRAIN.value or config.data.train
     config.data.valid = _VALID.value or config.data.valid
     config.data.test = ""  # neither read nor fetched
     config.model.dtype = _DTYPE.value
-    config.training.eval_every = config.training.save_every = 10**9
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        contextlib.closing(Trainer(config, pathlib.Path(folder) / "run")) as trainer,
-    ):
-        yield trainer
+    return config
 
 
 def measure_run(trainer: Trainer) -> dict:
@@ -196,7 +188,7 @@ def main(_) -> None:
     with contextlib.ExitStack() as stack:
         if _CONFIG.value:
             cli.log_to_stderr()
-            trainer = stack.enter_context(opened())
+            trainer = stack.enter_context(timed_run(config_of_run()))
             described["config"] = _CONFIG.value
             both = functools.partial(measure_run, trainer), functools.partial(job_of_run, trainer)
         else:

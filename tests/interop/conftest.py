@@ -1,3 +1,5 @@
+"""Small random models, and what translates with them."""
+
 import jax
 import numpy as np
 import pytest
