@@ -5,6 +5,8 @@ import sys
 import numpy as np
 import pytest
 
+from transformer_jax import saved_run
+from transformer_jax.checksums import flatten, unflatten
 from transformer_jax.interop.parameters import to_plain
 from transformer_jax.saved_run import load_run
 
@@ -32,6 +34,17 @@ def test_a_package_that_is_missing_is_named(failing, trained, tmp_path, monkeypa
     flags = ["--format=safetensors", f"--workdir={trained[0]}", f"--output={tmp_path}/new"]
     told = failing("export", *flags)
     assert "needs the package safetensors, which pip install 'transformer_jax[interop]'" in told
+    assert not list(tmp_path.iterdir())
+
+
+def test_parameters_that_are_not_finite_are_named(failing, trained, tmp_path, monkeypatch):
+    run = load_run(trained[0])
+    infinite = {"embedding.table": np.full((3, 2), np.inf, np.float32)}
+    saved = run._replace(params=unflatten(run.params, flatten(run.params) | infinite))
+    monkeypatch.setattr(saved_run, "load_run", lambda *_: saved)
+    flags = ["--format=safetensors", f"--workdir={trained[0]}", f"--output={tmp_path}/new"]
+    told = failing("export", *flags)
+    assert "the parameter embedding.table has 6 values that are infinite or not a number" in told
     assert not list(tmp_path.iterdir())
 
 

@@ -194,6 +194,10 @@ def test_a_pickle_is_never_run(copied, tmp_path):
             "the weights have model.encoder.layers.2.fc1.bias, which config.json does not",
         ),
         (
+            lambda x: x["model.encoder.layers.1.fc1.bias"][:2].fill_(float("nan")),
+            "model.encoder.layers.1.fc1.bias has 2 values that are infinite or not a number",
+        ),
+        (
             lambda x: x.update({"model.encoder.layers.1.fc1.bias": torch.zeros(5)}),
             "model.encoder.layers.1.fc1.bias has the shape (5,); config.json and vocab.json make",
         ),

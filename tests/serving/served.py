@@ -23,7 +23,9 @@ class Served:
     def __init__(self, patch, limits: Limits = LIMITS, options: SearchOptions | None = None):
         self.stop, self.translator = Stop(), Capitals()
         patch.setattr(server, "noted", lambda plan: contextlib.nullcontext(self.stop))
-        made = service.Service(self.translator, options or SearchOptions(), limits, "run <b>")
+        self.service = made = service.Service(
+            self.translator, options or SearchOptions(), limits, "run <b>"
+        )
         listener = server.bound("127.0.0.1", 0)
         self.port, self.status = listener.getsockname()[1], None
 

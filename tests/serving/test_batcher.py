@@ -7,6 +7,7 @@ import pytest
 from serving.capitals import Capitals
 
 from transformer_jax.decoding.options import SearchOptions
+from transformer_jax.serving import batcher as module
 from transformer_jax.serving.batcher import Batcher, Job
 from transformer_jax.serving.requests import Refused, TranslationRequest
 
@@ -29,7 +30,8 @@ def translator():
 
 @pytest.fixture
 def batcher(translator):
-    batcher = Batcher(translator, capacity=8, batch_size=4)
+    options = translator.resolved()
+    batcher = Batcher(translator, options, capacity=8, batch_size=4)
     yield batcher
     translator.free.set()
     assert batcher.close(timeout=10)
@@ -114,17 +116,47 @@ def test_an_answer_is_written_once_and_for_somebody(batcher, translator):
     assert searched == ["first", *"cb", "left", "e", "d", "left"]
 
 
-def test_what_clients_have_compiled_is_bounded(batcher, monkeypatch):
-    cleared = []
+async def asked(batcher: Batcher, each: Job) -> bytes:
+    batcher.submit(each)
+    return await asyncio.wait_for(each.future, 20)
+
+
+def test_what_clients_have_compiled_is_bounded_and_the_servers_own_is_kept(batcher, monkeypatch):
+    cleared, warmed = [], []
     monkeypatch.setattr(jax, "clear_caches", lambda: cleared.append(True))
+    monkeypatch.setattr(module, "warm_up", lambda _, options: warmed.append(options))
 
     async def ask():
-        for top_k in range(1, 35):
+        for top_k in range(1, 16):  # sixteen kinds, with the server's own
             for temperature in (0.5, 2.0):  # not a kind of its own
-                await answers(batcher, job("a", sample=True, top_k=top_k, temperature=temperature))
+                await asked(batcher, job("a", sample=True, top_k=top_k, temperature=temperature))
+        with pytest.raises(
+            Refused, match="^16 kinds of search are compiled; try another in "
+        ) as no:
+            batcher.submit(job("b", sample=True, top_k=16))
+        assert no.value.status == 503 and 500 < no.value.retry_after <= 600
+        assert await asked(batcher, job("c", sample=True, top_k=3)) == b"C" and not cleared
+        monkeypatch.setattr(module, "HELD_S", 0.0)
+        await asked(batcher, job("d", sample=True, top_k=16))
+        assert await asked(batcher, job("e")) == b"E"
 
     asyncio.run(ask())
-    assert len(cleared) == 2
+    assert len(cleared) == 1 and warmed == [batcher.options]
+
+
+def test_one_kind_of_search_is_compiled_at_a_time(batcher, translator):
+    async def ask():
+        translator.free.clear()
+        jobs = [job("a", beam_size=2), job("b", beam_size=2), job("c")]
+        for each in jobs:
+            batcher.submit(each)
+        with pytest.raises(Refused, match="^another kind of search is being compiled; try again"):
+            batcher.submit(job("d", beam_size=3))
+        translator.free.set()
+        found = await asyncio.gather(*(each.future for each in jobs))
+        return [*found, await asked(batcher, job("e", beam_size=3))]
+
+    assert asyncio.run(ask()) == [b"A", b"B", b"C", b"E"]
 
 
 def test_more_than_may_wait_is_refused_and_what_nobody_waits_for_is_left_out(batcher, translator):

@@ -5,6 +5,7 @@ import itertools
 import os
 import socket
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -75,9 +76,15 @@ def test_the_page_of_attention_is_that_of_decode(served):
 @pytest.mark.parametrize(
     ("body", "status", "told"),
     [
-        (b"", 400, "the body is not JSON: Expecting value"),
-        (b"\xff\xfe", 400, "'utf-8' codec can't decode"),
-        (b"[" * 4000, 400, "the body is not JSON: "),
+        (b"", 400, "the body is not JSON: expected a value at line 1 column 1"),
+        (b"\xff\xfe", 400, "the body is not JSON: byte 0 is not UTF-8"),
+        (
+            b'{"texts":\n ["a" "b"]}',
+            400,
+            "expected a comma or a closing bracket at line 2 column 7",
+        ),
+        (b'{"n_best": 1' + b"0" * 4100 + b"}", 413, "more than"),
+        (b"[" * 4000, 400, "the body is not JSON: its lists and objects are nested too deep"),
         (b'{"texts": ["a"], "n_best": ' + b"9" * 4000 + b"}", 422, "n_best=99999"),
         (b'{"texts": ["a"], "top_k": 1' + b"0" * 5000, 413, "more than 4096 bytes"),
         (b'{"texts": ["a"], "length_penalty": 1e999}', 422, "length_penalty=inf must be in"),
@@ -86,20 +93,20 @@ def test_the_page_of_attention_is_that_of_decode(served):
         ({}, 422, "there are 0 texts; expected 1 to 4"),
         ({"texts": ["a"] * 5}, 422, "there are 5 texts; expected 1 to 4"),
         ({"texts": "a"}, 422, "texts is 'a'; expected a list of texts"),
-        ({"texts": ["a", None]}, 422, "texts[1] is None; expected a text"),
+        ({"texts": ["a", None]}, 422, "texts[1] is null; expected a text"),
         ({"texts": ["a" * 51]}, 422, "texts[0] has 51 characters; at most 50 are read"),
         ({"texts": ["a\nb"]}, 422, "texts[0] has a line end or NUL"),
         ({"texts": ["\ud800"]}, 422, "texts[0] has half of a surrogate pair"),
-        ({"texts": ["a"], "prefix": ["x"]}, 422, "prefix is ['x']; expected a text"),
+        ({"texts": ["a"], "prefix": ["x"]}, 422, "prefix is a list; expected a text"),
         ({"texts": ["a"], "alignments": 1}, 422, "alignments is 1; expected true or false"),
-        ({"texts": ["a"], "hypothesis": True}, 422, "hypothesis is True; expected a whole"),
+        ({"texts": ["a"], "hypothesis": True}, 422, "hypothesis is true; expected a whole"),
         ({"texts": ["a"], "hypothesis": 1}, 422, "hypothesis=1 must be in [0, 0]"),
         ({"texts": ["a"], "beam": 3}, 422, "there is no field 'beam'; expected texts, "),
         ({"texts": ["a"], "rows": 8}, 422, "there is no field 'rows': the server's own holds"),
         ({"texts": ["a"], "beam_size": 0}, 422, "beam_size=0 must be in [1, 256]"),
-        ({"texts": ["a"], "beam_size": []}, 422, "beam_size is []; expected a whole number"),
+        ({"texts": ["a"], "beam_size": []}, 422, "beam_size is a list; expected a whole number"),
         ({"texts": ["a"], "beam_size": 9}, 422, "beam_size=9 is more than this server's 8"),
-        ({"texts": ["a"], "sample": "yes"}, 422, "sample is 'yes'; expected True or False"),
+        ({"texts": ["a"], "sample": "yes"}, 422, "sample is 'yes'; expected true or false"),
         ({"texts": ["a"], "n_best": 5, "beam_size": 4}, 422, "n_best=5 is more than the beam"),
         ({"texts": ["a"], "target_language": "ko"}, 422, "no tag <2ko>"),
         ({"texts": ["a", "b"], "attention": True}, 422, "attention is shown of one text, not of 2"),
@@ -163,6 +170,9 @@ def test_pages_of_other_sites_may_not_ask(served):
     assert served.ask("/translate", body, **{"Sec-Fetch-Site": "cross-site"})[0] == 403
     assert served.ask("/translate", body, **{"Sec-Fetch-Site": "same-origin"})[0] == 200
     assert served.ask("/", None, **{"Sec-Fetch-Site": "cross-site"})[0] == 200  # a link
+    for origin, status in (("null", 403), ("http://evil.example", 403), ("http://localhost", 200)):
+        form = {"Content-Type": "text/plain", "Origin": origin, "Host": "localhost"}
+        assert served.ask("/translate", body, **form)[0] == status
     for host, status in (("evil.example", 403), ("localhost:80", 200), ("[::1]:80", 200)):
         assert served.ask("/health", None, Host=host)[0] == status
 
@@ -248,6 +258,18 @@ def test_a_stop_answers_what_is_accepted_and_refuses_the_rest(own, caplog):
         "C",
     ]
     assert "stopped: 3 translations answered, 0 left" in caplog.text
+
+
+def test_a_body_that_has_half_come_does_not_delay_the_end(own):
+    served, answers = own(), []
+    half = b"POST /translate HTTP/1.1\r\nHost: localhost\r\nContent-Length: 20\r\n\r\n{"
+    thread = threading.Thread(target=lambda: answers.append(served.raw(half)))
+    thread.start()
+    served.until(lambda: served.service.reading)
+    start = time.monotonic()
+    assert served.end() == 0 and time.monotonic() - start < service.READ_S / 2
+    thread.join(20)
+    assert answers[0].startswith(b"HTTP/1.1 503 ") and b"the server is stopping" in answers[0]
 
 
 def test_what_takes_longer_than_the_grace_is_told_and_is_a_failure(own, monkeypatch):

@@ -50,10 +50,14 @@ def run(flags: FlagValues) -> None:
         settings["options"] = SearchOptions(**{name: getattr(flags, name) for name in names})
     elif searched := sorted(cli.given(flags) & set(names)):
         raise ValueError(f"--{searched[0]} is of a search, which --format=stablehlo alone writes")
+    from transformer_jax.checksums import flatten
+    from transformer_jax.interop import check_finite
     from transformer_jax.saved_run import load_run
 
     module = importlib.import_module(f"transformer_jax.interop.{flags.format}")
     saved = load_run(flags.workdir[0], flags.checkpoint, flags.average)
+    for name, array in flatten(saved.params).items():
+        check_finite(flags.workdir[0], name, array)
     temporary = pathlib.Path(f"{output}.{os.getpid()}.tmp")
     with removed(temporary):
         temporary.mkdir(parents=True)

@@ -46,14 +46,14 @@ def run(flags: FlagValues) -> int:
     )
     _check(flags, limits)
     from transformer_jax.devices import check_devices
-    from transformer_jax.serving import server
+    from transformer_jax.serving import batcher, server
 
     check_devices()
     with server.bound(flags.host, flags.port) as listener:
         translator = decode.loaded(flags)
         names = [os.path.basename(os.path.realpath(folder)) for folder in flags.workdir]
         service = server.Service(translator, options, limits, title=", ".join(names))
-        server.warm_up(translator, options)
+        batcher.warm_up(translator, service.batcher.options)
         allocator.keep_freed_memory()
         return server.serve(service, listener)
 

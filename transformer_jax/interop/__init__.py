@@ -3,6 +3,8 @@
 import importlib
 import types
 
+import numpy as np
+
 from transformer_jax.config import Config
 
 
@@ -23,4 +25,12 @@ def check_transformer(config: Config, format: str) -> None:
         raise ValueError(
             f"config.model.kind={config.model.kind} cannot be exported to {format}, which has no "
             "such RNN: only Transformers can"
+        )
+
+
+def check_finite(where: object, name: str, array: np.ndarray) -> None:
+    """ValueError where a parameter has a value that is infinite or no number."""
+    if count := array.size - np.isfinite(array).sum():
+        raise ValueError(
+            f"{where}: the parameter {name} has {count} values that are infinite or not a number"
         )

@@ -14,7 +14,7 @@ import numpy as np
 from transformer_jax.config import Config, DataConfig, DecodingConfig, ModelConfig
 from transformer_jax.data.joined_vocabulary import joined_model
 from transformer_jax.data.vocabulary import Vocabulary
-from transformer_jax.interop import package
+from transformer_jax.interop import check_finite, package
 from transformer_jax.interop.parameters import from_plain, halves, reordered, to_plain
 from transformer_jax.interop.transformers import from_theirs, their_name
 from transformer_jax.model.build import abstract_model
@@ -111,6 +111,7 @@ def _plain(
         if (theirs := their_name(name)) not in state:
             raise ValueError(f"{folder}: the weights have no {theirs}")
         plain[name] = from_theirs(name, state.pop(theirs).float().numpy())
+        check_finite(folder, theirs, plain[name])
         expected = (vocab_size, *like.shape[1:]) if name.startswith("embedding.") else like.shape
         if plain[name].shape != expected:
             raise ValueError(

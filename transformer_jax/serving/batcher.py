@@ -8,12 +8,16 @@ import asyncio
 import collections
 import contextlib
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable
 
 import jax
 
+from transformer_jax.data.vocabulary import EOS, UNK
+from transformer_jax.decoding import engine
+from transformer_jax.decoding.options import SearchOptions
 from transformer_jax.decoding.translator import Translation, Translator
 from transformer_jax.serving.requests import Refused, TranslationRequest
 
@@ -21,6 +25,7 @@ logger = logging.getLogger(__name__)
 
 _GATHER_S = 0.005  # after which those that have arrived are translated
 _MAX_KINDS = 16  # kinds of search, each compiled for each shape, that are held
+HELD_S = 600.0  # how long they are, before others may take their places
 
 Finish = Callable[[Translator, TranslationRequest, list[Translation]], bytes]
 
@@ -54,22 +59,36 @@ class Job:
             self.loop.call_soon_threadsafe(hand_over)
 
 
+def warm_up(translator: Translator, options: SearchOptions) -> None:
+    """Compiles the search of each shape that resolved options have."""
+    lengths = engine.bucket_lengths(options.max_length)
+    sentences = [engine.Sentence(n, [UNK] * (n - 1) + [EOS], max_length=1) for n in lengths]
+    for _ in engine.translate(translator.models, sentences, options):
+        pass
+
+
 class Batcher:
     """Translates jobs in the order of their arrival, those with equal options together."""
 
-    def __init__(self, translator: Translator, capacity: int, batch_size: int):
+    def __init__(
+        self, translator: Translator, options: SearchOptions, capacity: int, batch_size: int
+    ):
         """
         Args:
           translator: used by the batcher's thread alone.
+          options: resolved; those whose programs are always compiled.
           capacity: texts that may wait.
           batch_size: texts that share a batch; a job of more has one of its own.
         """
-        self.translator, self.capacity, self.batch_size = translator, capacity, batch_size
+        self.translator, self.options = translator, options
+        self.capacity, self.batch_size = capacity, batch_size
         self.waiting = self.texts = self.batches = 0  # texts that wait; texts and batches so far
         self._queue: collections.deque[Job] = collections.deque()
         self._changed = threading.Condition()
         self._closed = False
-        self._kinds: set[jax.tree_util.PyTreeDef] = set()
+        self._kinds = {jax.tree.structure(options)}  # of search, that are compiled
+        self._new: set[jax.tree_util.PyTreeDef] = set()  # the one to be compiled next
+        self._held_since = time.monotonic()
         self._thread = threading.Thread(target=self._run, name="translation", daemon=True)
         self._thread.start()
 
@@ -79,11 +98,12 @@ class Batcher:
         return self._thread.is_alive()
 
     def submit(self, job: Job) -> None:
-        """Queues a job; Refused where too many texts wait."""
+        """Queues a job; Refused where too many texts wait, or too much would be compiled."""
         count = len(job.request.texts)
         with self._changed:
             if self.waiting + count > self.capacity:
                 raise Refused(503, f"{self.waiting} texts wait already; try again later")
+            self._admit(jax.tree.structure(job.request.options))
             self._queue.append(job)
             self.waiting += count
             self._changed.notify()
@@ -99,6 +119,9 @@ class Batcher:
     def _run(self) -> None:
         while jobs := self._next():
             self._answer(jobs)
+            kind = jax.tree.structure(jobs[0].request.options)
+            self._kinds.add(kind)  # though nobody may have waited for it
+            self._new.discard(kind)
 
     def _next(self) -> list[Job]:
         """The next batch of jobs; none at the end."""
@@ -136,7 +159,7 @@ class Batcher:
 
     def _translate(self, jobs: list[Job]) -> None:
         options = jobs[0].request.options
-        self._forget_programs(jax.tree.structure(options))
+        self._hold_programs(jax.tree.structure(options))
         rows = [(job, index) for job in jobs for index in range(len(job.request.texts))]
         self.batches += 1
         self.texts += len(rows)
@@ -157,11 +180,25 @@ class Batcher:
         except Exception as error:
             return _reason(error)
 
-    def _forget_programs(self, kind: jax.tree_util.PyTreeDef) -> None:
-        """Bounds the memory of what is compiled: options that a client may vary without end."""
-        if kind not in self._kinds and len(self._kinds) == _MAX_KINDS:
+    def _admit(self, kind: jax.tree_util.PyTreeDef) -> None:
+        """Bounds the time of compilation, which a client could have without end: one at a time."""
+        if kind in self._kinds or kind in self._new:
+            return
+        if self._new:
+            raise Refused(503, "another kind of search is being compiled; try again later", 5)
+        left = math.ceil(self._held_since + HELD_S - time.monotonic())
+        if len(self._kinds) >= _MAX_KINDS and left > 0:
+            sentence = f"{_MAX_KINDS} kinds of search are compiled; try another in {left} seconds"
+            raise Refused(503, sentence, left)
+        self._new.add(kind)
+
+    def _hold_programs(self, kind: jax.tree_util.PyTreeDef) -> None:
+        """Bounds the memory of what is compiled; that of the server's own options stays."""
+        if kind not in self._kinds and len(self._kinds) >= _MAX_KINDS:
             jax.clear_caches()
-            self._kinds.clear()
+            self._kinds = {jax.tree.structure(self.options)}
+            self._held_since = time.monotonic()
+            warm_up(self.translator, self.options)
         self._kinds.add(kind)
 
 

@@ -10,12 +10,8 @@ from typing import Any
 
 import uvicorn
 
-from transformer_jax.data.vocabulary import EOS, UNK
-from transformer_jax.decoding import engine
-from transformer_jax.decoding.options import SearchOptions
-from transformer_jax.decoding.translator import Translator
 from transformer_jax.interruption import Stop, noted
-from transformer_jax.serving.requests import Refused, all_hypotheses
+from transformer_jax.serving.requests import Refused
 from transformer_jax.serving.service import Service, is_loopback
 
 logger = logging.getLogger(__name__)
@@ -47,15 +43,6 @@ class _Server(uvicorn.Server):
 
     def capture_signals(self) -> contextlib.AbstractContextManager[None]:
         return contextlib.nullcontext()
-
-
-def warm_up(translator: Translator, options: SearchOptions) -> None:
-    """Compiles the search of each shape that default options have."""
-    options = all_hypotheses(translator.resolved(options))
-    lengths = engine.bucket_lengths(options.max_length)
-    sentences = [engine.Sentence(n, [UNK] * (n - 1) + [EOS], max_length=1) for n in lengths]
-    for _ in engine.translate(translator.models, sentences, options):
-        pass
 
 
 def serve(service: Service, listener: socket.socket) -> int:
@@ -94,6 +81,8 @@ async def _until(stop: Stop, service: Service, server: _Server, listener: socket
     await asyncio.sleep(_LINGER_S)
     for accepting in server.servers:  # no more; what came before is still refused
         accepting.close()
+    for limit in service.reading:  # a body that has half come would delay the end
+        limit.reschedule(asyncio.get_running_loop().time())
     await asyncio.sleep(_LINGER_S)
     # Answers are written, but those who ask may read slowly.
     server.config.timeout_graceful_shutdown = max(end - time.monotonic(), 1)

@@ -28,7 +28,7 @@ from transformer_jax.serving.answers import as_json, as_page
 from transformer_jax.serving.batcher import Batcher, Finish, Job
 from transformer_jax.serving.limits import Limits
 from transformer_jax.serving.metrics import Metrics
-from transformer_jax.serving.requests import Refused, parse
+from transformer_jax.serving.requests import Refused, all_hypotheses, parse
 
 READ_S = 10.0  # for a body
 _DISCARDED = 2**25  # bytes of too long a body that are read, so that its sender reads the answer
@@ -53,10 +53,11 @@ class Service:
                 f"max_beam_size={limits.max_beam_size}"
             )
         rows = (resolved.rows or _MAX_ROWS) * jax.local_device_count()
-        self.batcher = Batcher(translator, limits.max_queue, rows)
+        self.batcher = Batcher(translator, all_hypotheses(resolved), limits.max_queue, rows)
         self.stopping = False
         self.loopback = True  # whether this machine alone can connect
         self.jobs: set[Job] = set()  # accepted, and not answered
+        self.reading: set[asyncio.Timeout] = set()  # the time limits of bodies that come
         self.metrics = Metrics()
         self._page = self._rendered(title, resolved)
         headers = _HEADERS | {"content-security-policy": _policy(self._page)}
@@ -106,11 +107,14 @@ class Service:
 
     def _stranger(self, request: Request) -> Refused | None:
         """Why a request is refused that a page of another site has a browser make, if it is one."""
-        site = request.headers.get("sec-fetch-site", "none")
+        own, origin = request.headers.get("host", ""), request.headers.get("origin")
+        # Browsers tell the site to https and to this machine alone; to others, the origin.
+        foreign = origin is not None and origin.rpartition("/")[2] != own
+        site = request.headers.get("sec-fetch-site", "cross-site" if foreign else "none")
         if request.method == "POST" and site not in ("none", "same-origin"):
             return Refused(403, "pages of other sites may not use this server")
         with contextlib.suppress(ValueError):
-            host = urlsplit(f"//{request.headers.get('host', '')}").hostname or ""
+            host = urlsplit(f"//{own}").hostname or ""
             if not self.loopback or is_loopback(host):
                 return None
         return Refused(403, "the Host header does not name this machine, such as localhost")
@@ -134,10 +138,24 @@ class Service:
     async def _attention(self, request: Request) -> Response:
         return HTMLResponse(await self._answer(request, as_page))
 
+    async def _body(self, request: Request) -> bytes:
+        """A request's body, within time, and before the end."""
+        limit = asyncio.timeout(READ_S)
+        try:
+            async with limit:
+                self.reading.add(limit)
+                return await _read(request, self.limits.max_body)
+        except TimeoutError:
+            if self.stopping:
+                raise Refused(503, "the server is stopping") from None
+            raise Refused(408, f"the body has not come within {READ_S:g} seconds") from None
+        finally:
+            self.reading.discard(limit)
+
     async def _answer(self, request: Request, finish: Finish) -> bytes:
         """What the batcher answers a request, unless it is refused."""
         deadline = asyncio.get_running_loop().time() + self.limits.timeout
-        body = await _body(request, self.limits.max_body)
+        body = await self._body(request)
         parsed = parse(body, self.translator, self.options, self.limits, single=finish is as_page)
         if self.stopping:
             raise Refused(503, "the server is stopping")
@@ -159,36 +177,32 @@ class Service:
         raise Refused(503, f"not answered within {self.limits.timeout:g} seconds")
 
 
+async def _read(request: Request, most: int) -> bytes:
+    """A request's body, of at most so many bytes."""
+    body, length = bytearray(), int(request.headers.get("content-length", "0"))
+    if length <= most + _DISCARDED:
+        length = 0
+        async for part in request.stream():
+            length += len(part)
+            body += part if length <= most else b""
+            if length > most + _DISCARDED:
+                break
+    if length > most:
+        raise Refused(413, f"the body has more than {most} bytes")
+    return bytes(body)
+
+
 async def _tell(request: Request, error: Exception) -> Response:
     """An error as JSON, in one sentence."""
     if isinstance(error, HTTPException):
         return JSONResponse({"error": error.detail}, error.status_code, error.headers)
     if isinstance(error, ClientDisconnect):
         return Response(status_code=400)  # to nobody
-    headers = {"retry-after": "1"} if error.status == 503 else {}
+    headers = {"retry-after": str(error.retry_after)} if error.status == 503 else {}
     headers |= {"connection": "close"} if error.status in (408, 413) else {}
     sentence = str(error)
     sentence = sentence if len(sentence) <= 1000 else f"{sentence[:1000]}..."
     return JSONResponse({"error": sentence}, error.status, headers)
-
-
-async def _body(request: Request, most: int) -> bytes:
-    """A request's body, of at most so many bytes, within time."""
-    body, length = bytearray(), int(request.headers.get("content-length", "0"))
-    try:
-        async with asyncio.timeout(READ_S):
-            if length <= most + _DISCARDED:
-                length = 0
-                async for part in request.stream():
-                    length += len(part)
-                    body += part if length <= most else b""
-                    if length > most + _DISCARDED:
-                        break
-    except TimeoutError:
-        raise Refused(408, f"the body has not come within {READ_S:g} seconds") from None
-    if length > most:
-        raise Refused(413, f"the body has more than {most} bytes")
-    return bytes(body)
 
 
 async def _gone(request: Request) -> None:
