@@ -89,7 +89,7 @@ def test_search_finds_the_same(exported, translator_of, hub):
 def test_the_generation_config_is_the_runs(exported, hub):
     run, folder = exported
     found = hub.GenerationConfig.from_pretrained(folder)
-    assert (found.num_beams, found.max_length) == (2, 24)
+    assert (found.num_beams, found.max_length) == (2, 24 + 1)  # and BOS
     assert (found.length_penalty, found.early_stopping) == (0.6, "never")
 
 

@@ -120,7 +120,8 @@ def _config(config: Config, vocab_size: int) -> dict[str, Any]:
 
 def _generation(config: Config) -> dict[str, Any]:
     decoding = config.decoding
-    search = {"num_beams": decoding.beam_size, "max_length": decoding.max_length}
+    # Theirs counts what the decoder starts with.
+    search = {"num_beams": decoding.beam_size, "max_length": decoding.max_length + 1}
     if decoding.beam_size > 1:  # ends when nothing can overtake
         search |= {"length_penalty": decoding.length_penalty, "early_stopping": "never"}
     return search
