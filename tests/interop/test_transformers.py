@@ -101,7 +101,14 @@ def test_the_tokenizer_gives_the_same_ids(hub, random_run, tmp_path, kind):
     run = random_run()._replace(vocabulary=vocabulary)
     interop.write_tokenizer(run, tmp_path)
     tokenizer = hub.AutoTokenizer.from_pretrained(tmp_path)
-    texts = [*TEXTS, " two  seven\u00a0one ", "Zwei\tna\u0308chste", "<pad> 서울 \u1100\u1161", ""]
+    texts = [
+        *TEXTS,
+        " >>de<< two",
+        " two  seven\u00a0one ",
+        "Zwei\tna\u0308chste",
+        "<pad> 서울 \u1100\u1161",
+        "",
+    ]
     assert tokenizer(texts).input_ids == vocabulary.encode_sources(texts)
     assert tokenizer(text_target=texts).input_ids == vocabulary.encode(texts)
     for ids in vocabulary.encode(TEXTS):
