@@ -12,6 +12,8 @@ import tempfile
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from absl import flags
+
 from transformer_jax.config import Config, ModelConfig
 from transformer_jax.training.trainer import Trainer
 
@@ -20,6 +22,9 @@ PRESETS = {  # model_dim, feed_forward_dim, num_heads, num_layers
     "base": (512, 2048, 8, 6),
     "big": (1024, 4096, 16, 6),
 }
+_PYTHON = flags.DEFINE_string(
+    "peer_python", sys.executable, "The Python of an environment that peers are installed in."
+)
 PEER_HELP = (
     "Peers to run before and after this one, such as ctranslate2,ctranslate2:int8, each with a "
     "dtype if it is not ours; or the command of another benchmark."
@@ -73,7 +78,7 @@ def beside_peers(
                 path = pathlib.Path(folder, "job.json")
                 path.write_text(json.dumps(job))
                 script = pathlib.Path(__file__).with_name("peers.py")
-                yield _beside(measure, [sys.executable, str(script), str(path)])
+                yield _beside(measure, [_PYTHON.value, str(script), str(path)])
 
 
 def _beside(measure: Callable[[], dict], command: list[str]) -> dict[str, Any]:

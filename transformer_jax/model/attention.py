@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from transformer_jax.model.kernels import fused_attention
-from transformer_jax.model.layers import einsum_float32
+from transformer_jax.model.layers import Linear, einsum_float32, product
 from transformer_jax.model.masks import SegmentMask
 
 
@@ -101,13 +101,15 @@ class Projection(nnx.Module):
     def __call__(self, hidden_BTD: jax.Array) -> list[jax.Array]:
         """[B, H, T, K] of each projection."""
         # Heads and K are one dimension until the product is made: a TPU pads a last one of 64.
+        hidden_BTD, kernel = hidden_BTD.astype(self.dtype), self.kernel[...].astype(self.dtype)
         if self.turned:
-            equation, (count, num_heads, _, model_dim) = "BTD,CED->CBTE", self.kernel.shape
-            kernel = self.kernel[...].reshape(count, -1, model_dim)
+            count, num_heads, _, model_dim = kernel.shape
+            kernel_CED = kernel.reshape(count, -1, model_dim)
+            heads_CBTE = jnp.einsum("BTD,CED->CBTE", hidden_BTD, kernel_CED)
         else:
-            equation, (model_dim, count, num_heads, _) = "BTD,DCE->CBTE", self.kernel.shape
-            kernel = self.kernel[...].reshape(model_dim, count, -1)
-        heads_CBTE = jnp.einsum(equation, hidden_BTD.astype(self.dtype), kernel.astype(self.dtype))
+            model_dim, count, num_heads, _ = kernel.shape
+            heads_BTCE = product(hidden_BTD, kernel.reshape(model_dim, count, -1))
+            heads_CBTE = jnp.moveaxis(heads_BTCE, 2, 0)
         if self.bias is not None:
             heads_CBTE += self.bias[...].reshape(count, 1, 1, -1).astype(self.dtype)
         heads_CBTHK = heads_CBTE.reshape(*heads_CBTE.shape[:3], num_heads, -1)
@@ -127,7 +129,7 @@ class MultiHeadAttention(nnx.Module):
             [Projection(model_dim, num_heads, count, **options) for count in counts]
         )
         init = nnx.initializers.xavier_uniform()
-        self.output = nnx.Linear(model_dim, model_dim, kernel_init=init, **options)
+        self.output = Linear(model_dim, model_dim, kernel_init=init, **options)
 
     def attend(
         self, query_BHTK: jax.Array, memory: KeyValue, mask: jax.Array | SegmentMask

@@ -1,6 +1,7 @@
 """Layers that models share: tied embeddings, positions, dropout, products summed in float32."""
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -36,6 +37,46 @@ def _backward(equation, arguments, gradient):
 _einsum_float32.defvjp(_forward, _backward)
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def product(x: jax.Array, kernel: jax.Array, dtype: jnp.dtype | None = None) -> jax.Array:
+    """x [..., D] times a kernel [D, ...] of its dtype, accumulated and returned in `dtype`.
+
+    For the kernel's gradient a CPU turns, by a copy, the first factor: here that is the narrower
+    of x and the gradient, and by autodiff always the gradient, even that of the logits.
+    """
+    over_last = ((x.ndim - 1,), (0,)), ((), ())
+    return jax.lax.dot_general(x, kernel, over_last, preferred_element_type=dtype)
+
+
+def _product_forward(x, kernel, dtype):
+    return product(x, kernel, dtype), (x, kernel)
+
+
+def _product_backward(_, arguments, gradient):
+    x, kernel = arguments
+    gradient = gradient.astype(x.dtype)  # as in `einsum_float32`
+    rows, features = tuple(range(x.ndim - 1)), tuple(range(x.ndim - 1, gradient.ndim))
+    if x.shape[-1] <= kernel.size // kernel.shape[0]:
+        of_kernel = jax.lax.dot_general(x, gradient, ((rows, rows), ((), ())))
+    else:
+        turned = jax.lax.dot_general(gradient, x, ((rows, rows), ((), ())))
+        of_kernel = jnp.moveaxis(turned, -1, 0)
+    over_features = (features, tuple(range(1, kernel.ndim))), ((), ())
+    return jax.lax.dot_general(gradient, kernel, over_features), of_kernel
+
+
+product.defvjp(_product_forward, _product_backward)
+
+
+class Linear(nnx.Linear):
+    """A layer by `product`."""
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[..., D] -> [..., E]."""
+        output = product(x.astype(self.dtype), self.kernel[...].astype(self.dtype))
+        return output if self.bias is None else output + self.bias[...].astype(self.dtype)
+
+
 def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
     """Zeroes each element with probability `rate` and scales the rest to keep the mean.
 
@@ -48,8 +89,26 @@ def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
     dropped = round(rate * 2**16)
     if key is None or dropped == 0:
         return x
-    keep = jax.random.bits(key, x.shape, jnp.uint16) >= dropped
+    draw = functools.partial(jax.random.bits, shape=x.shape, dtype=jnp.uint16)
+    on_cpu = functools.partial(_bits_on_cpu, shape=x.shape)
+    keep = jax.lax.platform_dependent(key, cpu=on_cpu, default=draw) >= dropped
     return jnp.where(keep, x * (2**16 / (2**16 - dropped)), 0).astype(x.dtype)
+
+
+def _bits_on_cpu(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Random uint16, two of each word, of which XLA makes no smaller ones.
+
+    By Threefry (Salmon et al. 2011): XLA's Philox, the generator of "rbg" keys, takes three times
+    as long on a CPU.
+    """
+    count, data = -(-math.prod(shape) // 2), jax.random.key_data(key)
+    if data.shape == (4,):
+        algorithm = jax.lax.RandomAlgorithm.RNG_THREE_FRY
+        words = jax.lax.rng_bit_generator(data, (count,), algorithm=algorithm)[1]
+    else:
+        words = jax.random.bits(key, (count,), jnp.uint32)
+    halves = jax.lax.bitcast_convert_type(words, jnp.uint16).reshape(-1)
+    return halves[: math.prod(shape)].reshape(shape)
 
 
 def split_or_none(key: jax.Array | None, count: int) -> list[jax.Array] | list[None]:
@@ -107,7 +166,7 @@ class TiedEmbedding(nnx.Module):
     def logits(self, hidden_BTD: jax.Array) -> jax.Array:
         """[B, T, V] float32 logits of hidden states."""
         table_VD = (self.table if self.rounded is None else self.rounded)[...].astype(self.dtype)
-        logits_BTV = einsum_float32("BTD,VD->BTV", hidden_BTD.astype(self.dtype), table_VD)
+        logits_BTV = product(hidden_BTD.astype(self.dtype), table_VD.T, jnp.float32)
         if self.bias is None:
             return logits_BTV
         return logits_BTV + self.bias[...].reshape((1,) * (logits_BTV.ndim - 1) + (-1,))

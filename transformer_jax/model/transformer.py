@@ -22,7 +22,7 @@ from transformer_jax.model.attention import (
     SelfAttention,
     own_history,
 )
-from transformer_jax.model.layers import TiedEmbedding, dropout, split_or_none
+from transformer_jax.model.layers import Linear, TiedEmbedding, dropout, split_or_none
 from transformer_jax.model.masks import Tokens, attention_mask
 from transformer_jax.model.stack import SUB_LAYER, apply_layers, layers_of, stacked
 
@@ -60,7 +60,7 @@ class FeedForward(nnx.Module):
 
     def __init__(self, config: ModelConfig, *, rngs):
         init, dtype = nnx.initializers.xavier_uniform(), jnp.dtype(config.dtype)
-        linear = functools.partial(nnx.Linear, dtype=dtype, kernel_init=init, rngs=rngs)
+        linear = functools.partial(Linear, dtype=dtype, kernel_init=init, rngs=rngs)
         self.expand = linear(config.model_dim, config.feed_forward_dim)
         self.contract = linear(config.feed_forward_dim, config.model_dim)
         self.activation = config.activation
