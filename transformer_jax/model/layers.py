@@ -74,7 +74,9 @@ class Linear(nnx.Linear):
     def __call__(self, x: jax.Array) -> jax.Array:
         """[..., D] -> [..., E]."""
         output = product(x.astype(self.dtype), self.kernel[...].astype(self.dtype))
-        return output if self.bias is None else output + self.bias[...].astype(self.dtype)
+        if self.bias is None:
+            return output
+        return output + self.bias[...].reshape((1,) * (x.ndim - 1) + (-1,)).astype(self.dtype)
 
 
 def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
