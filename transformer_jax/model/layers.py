@@ -6,6 +6,9 @@ import math
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
+
+from transformer_jax.model.stack import PRODUCT
 
 
 def einsum_float32(equation: str, x: jax.Array, y: jax.Array) -> jax.Array:
@@ -37,35 +40,45 @@ def _backward(equation, arguments, gradient):
 _einsum_float32.defvjp(_forward, _backward)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def product(x: jax.Array, kernel: jax.Array, dtype: jnp.dtype | None = None) -> jax.Array:
     """x [..., D] times a kernel [D, ...] of its dtype, accumulated and returned in `dtype`.
 
     For the kernel's gradient a CPU turns, by a copy, the first factor: here that is the narrower
     of x and the gradient, and by autodiff always the gradient, even that of the logits.
     """
+    return checkpoint_name(_product(x, kernel, dtype), PRODUCT)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _product(x, kernel, dtype):
     over_last = ((x.ndim - 1,), (0,)), ((), ())
     return jax.lax.dot_general(x, kernel, over_last, preferred_element_type=dtype)
 
 
 def _product_forward(x, kernel, dtype):
-    return product(x, kernel, dtype), (x, kernel)
+    return _product(x, kernel, dtype), (x, kernel)
 
 
 def _product_backward(_, arguments, gradient):
     x, kernel = arguments
     gradient = gradient.astype(x.dtype)  # as in `einsum_float32`
     rows, features = tuple(range(x.ndim - 1)), tuple(range(x.ndim - 1, gradient.ndim))
-    if x.shape[-1] <= kernel.size // kernel.shape[0]:
-        of_kernel = jax.lax.dot_general(x, gradient, ((rows, rows), ((), ())))
-    else:
-        turned = jax.lax.dot_general(gradient, x, ((rows, rows), ((), ())))
-        of_kernel = jnp.moveaxis(turned, -1, 0)
+    over_rows = (rows, rows), ((), ())
+
+    def gradient_first(x, gradient):
+        return jnp.moveaxis(jax.lax.dot_general(gradient, x, over_rows), -1, 0)
+
+    def states_first(x, gradient):
+        return jax.lax.dot_general(x, gradient, over_rows)
+
+    is_narrower = x.shape[-1] <= kernel.size // kernel.shape[0]
+    on_cpu = states_first if is_narrower else gradient_first
+    of_kernel = jax.lax.platform_dependent(x, gradient, cpu=on_cpu, default=gradient_first)
     over_features = (features, tuple(range(1, kernel.ndim))), ((), ())
     return jax.lax.dot_general(gradient, kernel, over_features), of_kernel
 
 
-product.defvjp(_product_forward, _product_backward)
+_product.defvjp(_product_forward, _product_backward)
 
 
 class Linear(nnx.Linear):

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-SUB_LAYER, KERNEL = "sub_layer", "kernel"  # names for `jax.checkpoint` of what they give
+SUB_LAYER, KERNEL, PRODUCT = "sub_layer", "kernel", "product"  # names for `jax.checkpoint` of what they give
 _CUDNN = "dot_product_attention_fwd_wrapper"  # which also gives what its gradient reads
 
 
@@ -22,7 +22,8 @@ def _kept_of_kernels(primitive, *_, **options) -> bool:
 
 def _kept_of_scan(primitive, *arguments, **options) -> bool:
     """All products: a scan would keep what lies between as well, which XLA else fuses with them."""
-    return primitive.name == "dot_general" or _kept_of_kernels(primitive, *arguments, **options)
+    is_product = primitive.name == "dot_general" or options.get("name") == PRODUCT
+    return is_product or _kept_of_kernels(primitive, *arguments, **options)
 
 
 def _kept_of_dots(primitive, *arguments, **options) -> bool:
