@@ -42,8 +42,6 @@ def get_config() -> Config:
             test="multi30k:test",
             vocab_size=6000,
             max_length=80,
-            source_row_length=64,
-            target_row_length=64,
             tokens_per_batch=2048,
         ),
         optimizer=OptimizerConfig(

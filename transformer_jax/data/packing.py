@@ -22,7 +22,7 @@ from transformer_jax.storage import Writer, cached
 
 _FORMAT = 1
 WINDOW = 1 << 20  # pairs planned at once: bounds the memory, and so does packing's time
-_PAIRS_A_ROW = 6  # packed rows hold at least so many of mean length, to be well filled
+_PAIRS_A_ROW = 4  # packed rows hold at least so many of mean length, to be well filled
 _MAX_LENGTHS = 512  # distinguished when buckets are chosen, which takes their square in memory
 
 

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-SUB_LAYER, KERNEL, PRODUCT = "sub_layer", "kernel", "product"  # names for `jax.checkpoint` of what they give
+# Names for `jax.checkpoint` of what they give.
+SUB_LAYER, KERNEL, PRODUCT = "sub_layer", "kernel", "product"
 _CUDNN = "dot_product_attention_fwd_wrapper"  # which also gives what its gradient reads
 
 
