@@ -14,12 +14,14 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
+from importlib import metadata
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 
 Job = dict[str, Any]
-PAD, BOS, EOS = 0, 1, 2
+PAD, BOS, EOS, UNK = range(4)
 
 
 def decoding_of_ctranslate2(job: Job) -> tuple[str, Callable[[], int]]:
@@ -114,20 +116,77 @@ def training_of_transformers(job: Job) -> tuple[str, Callable[[], int]]:
             logits = model(
                 input_ids=source, attention_mask=(source != PAD).long(), decoder_input_ids=target
             ).logits
-        torch.nn.functional.cross_entropy(
+        loss = torch.nn.functional.cross_entropy(
             logits.float().flatten(0, 1),
             labels.flatten(),
             label_smoothing=job["smoothing"],
             ignore_index=PAD,
-        ).backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        if job["device"] == "cuda":
-            torch.cuda.synchronize()
+        )
+        _descend(loss, model, optimizer)
         return int((labels != PAD).sum())
 
     return f"transformers {transformers.__version__}, torch {torch.__version__}", update
+
+
+def training_of_joeynmt(job: Job) -> tuple[str, Callable[[], int]]:
+    """As of transformers, by JoeyNMT's own model, batch and loss."""
+    import torch
+    from joeynmt.batch import Batch
+    from joeynmt.model import build_model
+    from joeynmt.vocabulary import Vocabulary
+
+    torch.manual_seed(0)
+    torch.set_num_threads(job["threads"])
+    names = ["unk", "pad", "bos", "eos"]  # the order that it needs
+    symbols: dict[str, Any] = {"lang_tags": [], "sep_token": None}
+    symbols |= {f"{name}_token": f"<{name}>" for name in names}
+    symbols |= {f"{name}_id": id for id, name in enumerate(names)}
+    own_ids = np.arange(job["sizes"]["vocab_size"])
+    own_ids[[UNK, PAD, BOS, EOS]] = range(4)
+    words = [f"word{id}" for id in own_ids[4:]]
+    vocabulary = Vocabulary(words, SimpleNamespace(**symbols))
+    model = build_model(_joeynmt_config(job["sizes"]), vocabulary, vocabulary)
+    model.loss_function = "crossentropy", job["smoothing"]
+    device = torch.device(job["device"])
+    model, optimizer = _on_device(model, job["device"])
+    batches = synthetic_batches(job) if "shape" in job else sorted_batches(job)
+
+    def update() -> int:
+        source, target, labels = (torch.tensor(own_ids[x]) for x in next(batches))
+        batch = Batch(
+            src=source,
+            src_length=(source != own_ids[PAD]).sum(1),
+            src_prompt_mask=None,
+            trg=torch.cat([target[:, :1], labels], 1),
+            trg_prompt_mask=None,
+            indices=torch.arange(len(source)),
+            device=device,
+            pad_index=int(own_ids[PAD]),
+            eos_index=int(own_ids[EOS]),
+        )
+        with torch.autocast(job["device"], torch.bfloat16, enabled=job["dtype"] == "bfloat16"):
+            loss, *_ = model(return_type="loss", **vars(batch))
+        _descend(batch.normalize(loss, "tokens"), model, optimizer)
+        return batch.ntokens
+
+    return f"joeynmt {metadata.version('joeynmt')}, torch {torch.__version__}", update
+
+
+def _joeynmt_config(sizes: dict[str, Any]) -> dict[str, Any]:
+    width = sizes["d_model"]
+    sides = {
+        side: {
+            "type": "transformer",
+            "num_layers": sizes[f"{side}_layers"],
+            "num_heads": sizes[f"{side}_attention_heads"],
+            "ff_size": sizes[f"{side}_ffn_dim"],
+            "hidden_size": width,
+            "embeddings": {"embedding_dim": width, "scale": True},
+            "dropout": sizes["dropout"],
+        }
+        for side in ("encoder", "decoder")
+    }
+    return sides | {"tied_embeddings": True, "tied_softmax": True}
 
 
 def _on_device(model, device: str):
@@ -136,6 +195,18 @@ def _on_device(model, device: str):
     model = model.to(device).train()
     settings = {"lr": 1e-4, "betas": (0.9, 0.98), "eps": 1e-9, "fused": device == "cuda"}
     return model, torch.optim.Adam(model.parameters(), **settings)
+
+
+def _descend(loss, model, optimizer) -> None:
+    """An update by a loss, waited for."""
+    import torch
+
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    if loss.device.type == "cuda":
+        torch.cuda.synchronize()
 
 
 def synthetic_batches(job: Job) -> Iterator[tuple[np.ndarray, ...]]:
@@ -182,12 +253,16 @@ def padded(sentences) -> np.ndarray:
 PEERS = {
     ("decoding", "ctranslate2"): decoding_of_ctranslate2,
     ("decoding", "transformers"): decoding_of_transformers,
+    ("training", "joeynmt"): training_of_joeynmt,
     ("training", "transformers"): training_of_transformers,
 }
 
 
 def measured(job: Job) -> dict[str, Any]:
     """Runs a job: once or some times first, then as often as is timed."""
+    if (job["work"], job["peer"]) not in PEERS:
+        known = ", ".join(peer for work, peer in PEERS if work == job["work"])
+        raise SystemExit(f"{job['peer']} is no peer in {job['work']}; these are: {known}")
     version, call = PEERS[job["work"], job["peer"]](job)
     for _ in range(job["warmup"]):
         call()
