@@ -22,7 +22,7 @@ PRESETS = {  # model_dim, feed_forward_dim, num_heads, num_layers
     "base": (512, 2048, 8, 6),
     "big": (1024, 4096, 16, 6),
 }
-_PYTHON = flags.DEFINE_string(
+PEER_PYTHON = flags.DEFINE_string(
     "peer_python", sys.executable, "The Python of an environment that peers are installed in."
 )
 PEER_HELP = (
@@ -55,7 +55,10 @@ def timed_run(config: Config) -> Iterator[Trainer]:
 
 
 def beside_peers(
-    measure: Callable[[], dict], peers: str, make_job: Callable[[str, pathlib.Path], dict]
+    measure: Callable[[], dict],
+    peers: str,
+    make_job: Callable[[str, pathlib.Path], dict],
+    python: str = sys.executable,
 ) -> Iterator[dict]:
     """What `measure` gives, anew beside each peer, with the speeds of both and their ratio.
 
@@ -64,6 +67,7 @@ def beside_peers(
       peers: names of `peers.PEERS`, each with :DTYPE or not; or a command, the last line of whose
         output is JSON with target_tokens_per_s.
       make_job: from a peer's name and an empty folder to what `peers.py` reads.
+      python: runs it.
     """
     if not peers:
         yield measure()
@@ -78,7 +82,7 @@ def beside_peers(
                 path = pathlib.Path(folder, "job.json")
                 path.write_text(json.dumps(job))
                 script = pathlib.Path(__file__).with_name("peers.py")
-                yield _beside(measure, [_PYTHON.value, str(script), str(path)])
+                yield _beside(measure, [python, str(script), str(path)])
 
 
 def _beside(measure: Callable[[], dict], command: list[str]) -> dict[str, Any]:

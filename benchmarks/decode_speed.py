@@ -30,7 +30,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 from absl import app, flags
-from beside import PEER_HELP, PRESETS, beside_peers, model_config
+from beside import PEER_HELP, PEER_PYTHON, PRESETS, beside_peers, model_config
 from flax import nnx
 
 from transformer_jax import allocator
@@ -175,7 +175,9 @@ def main(_) -> None:
     names = (_WORKDIR, _INPUT) if _WORKDIR.value else (_PRESET, _SOURCE, _TARGET)
     described |= {name.name: name.value for name in names}
     make_job = functools.partial(job, work)
-    for result in beside_peers(functools.partial(measure, work), _PEER.value, make_job):
+    for result in beside_peers(
+        functools.partial(measure, work), _PEER.value, make_job, PEER_PYTHON.value
+    ):
         print(json.dumps(described | result), flush=True)
 
 

@@ -9,11 +9,12 @@ With --config it is the speed of a run, in target tokens that are no padding:
 
     python benchmarks/train_speed.py --config=multi30k_en_de --steps=100
 
---peer=transformers,transformers:bfloat16 runs Hugging Face's MarianMTModel of the same sizes before
-and after in the same session, a line each: on such batches, or on the run's own pairs in batches
-of the same budget of tokens, sorted by length. With --peer=COMMAND another benchmark runs, whose
-last line must be JSON with target_tokens_per_s. ratio_to_peer is our speed over the mean of the
-peer's.
+--peer=transformers,transformers:bfloat16,joeynmt runs Hugging Face's MarianMTModel, or JoeyNMT's
+Transformer, of the same sizes before and after in the same session, a line each: on such batches,
+or on the run's own pairs in batches of the same budget of tokens, sorted by length. --peer_python
+is the Python of another environment that has them. With --peer=COMMAND another benchmark runs,
+whose last line must be JSON with target_tokens_per_s. ratio_to_peer is our speed over the mean of
+the peer's.
 """
 
 import contextlib
@@ -29,7 +30,7 @@ import jax
 import numpy as np
 import optax
 from absl import app, flags
-from beside import PEER_HELP, PRESETS, beside_peers, model_config, timed_run
+from beside import PEER_HELP, PEER_PYTHON, PRESETS, beside_peers, model_config, timed_run
 from flax import nnx
 
 from transformer_jax import allocator, cli
@@ -196,7 +197,7 @@ def main(_) -> None:
             described |= {name.name: name.value for name in names}
             model = model_config(_PRESET.value, _DTYPE.value)
             both = measure_arithmetic, functools.partial(job, model, _VOCAB.value)
-        for result in beside_peers(both[0], _PEER.value, both[1]):
+        for result in beside_peers(both[0], _PEER.value, both[1], PEER_PYTHON.value):
             print(json.dumps(described | result), flush=True)
 
 
