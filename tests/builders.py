@@ -1,5 +1,6 @@
 """Tiny models, stores, batches and configs that the tests share."""
 
+import dataclasses
 import functools
 import json
 import os
@@ -39,13 +40,19 @@ def tiny_model_config(**fields) -> ModelConfig:
 
 @functools.cache
 def model_parts(vocab_size: int = VOCAB_SIZE, seed: int = 0, **fields):
-    """Graph definition and parameters of `tiny_model_config(**fields)`, made in one program."""
+    """Graph definition and parameters of `tiny_model_config(**fields)`."""
+    config = tiny_model_config(**fields)
+    abstract = nnx.eval_shape(lambda: build(config, vocab_size, rngs=nnx.Rngs(seed)))
+    # No parameter depends on these two.
+    config = dataclasses.replace(config, dropout_rate=0.0, dtype="float32")
+    return nnx.split(abstract)[0], _parameters(vocab_size, seed, *vars(config).items())
 
-    def make():
-        return build(tiny_model_config(**fields), vocab_size, rngs=nnx.Rngs(seed))
 
-    graphdef, _ = nnx.split(nnx.eval_shape(make))
-    return graphdef, jax.jit(lambda: nnx.split(make())[1])()
+@functools.cache
+def _parameters(vocab_size: int, seed: int, *fields: tuple):
+    """Parameters made in one program."""
+    config = ModelConfig(**dict(fields))
+    return jax.jit(lambda: nnx.split(build(config, vocab_size, rngs=nnx.Rngs(seed)))[1])()
 
 
 def make_model(vocab_size: int = VOCAB_SIZE, seed: int = 0, **fields):

@@ -16,7 +16,7 @@ from transformer_jax.data.packing import Growth, Rows, Shape, bucketed_rows, pac
 from transformer_jax.data.vocabulary import BOS, EOS
 
 property_test = settings(
-    max_examples=40,
+    max_examples=20,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )

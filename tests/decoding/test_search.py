@@ -377,8 +377,8 @@ def test_samples_are_sorted_and_their_probabilities_the_models(model):
 
 
 @given(
-    vocab_size=st.sampled_from([1, 5, 64, 127, 128, 600, 1009, 6000]),
-    count=st.integers(1, 16),
+    vocab_size=st.sampled_from([1, 5, 127, 128, 600, 1009, 6000]),
+    count=st.sampled_from([1, 4, 16]),  # each pair of sizes is a program
     kinds=st.integers(1, 1000),
     seed=st.integers(0, 2**32 - 1),
 )

@@ -107,8 +107,9 @@ def test_packed_pairs_are_as_separate_ones(model):
         segments = jnp.concatenate([first.segments, 2 * second.segments], axis=1)
         return Tokens(ids, positions, segments)
 
-    sources = make_tokens(1, 5), make_tokens(1, 3, seed=1)
-    targets = make_tokens(1, 4, seed=2), make_tokens(1, 6, seed=3)
+    # The sizes of the padded and the plain pairs above, so of the same programs.
+    sources = make_tokens(1, 5), make_tokens(1, 4, seed=1)
+    targets = make_tokens(1, 6, seed=2), make_tokens(1, 4, seed=3)
     packed = run(model, pack(*sources), pack(*targets))
     apart = [run(model, s, t) for s, t in zip(sources, targets, strict=True)]
     np.testing.assert_allclose(packed, jnp.concatenate(apart, axis=1), atol=2e-5)
@@ -185,10 +186,11 @@ def test_post_norm_closes_each_sub_layer_and_pre_norm_each_stack():
 
 
 def test_bfloat16_computes_near_float32_with_float32_parameters():
-    source, target = make_tokens(2, 5), make_tokens(2, 6, seed=1)
+    source, target = make_tokens(1, 5), make_tokens(1, 6, seed=1)
     full, low = make_model(), make_model(dtype="bfloat16")
-    assert {x.dtype for x in jax.tree.leaves(nnx.state(low))} == {jnp.dtype("float32")}
-    assert encode(low, source).hidden.dtype == jnp.bfloat16
+    made = nnx.eval_shape(lambda: Transformer(ModelConfig(dtype="bfloat16"), 9, rngs=nnx.Rngs(0)))
+    assert {x.dtype for x in jax.tree.leaves(nnx.state(made))} == {jnp.dtype("float32")}
+    assert nnx.eval_shape(lambda x: low.encode(x).hidden, source).dtype == jnp.bfloat16
     np.testing.assert_allclose(run(low, source, target), run(full, source, target), atol=0.2)
 
 
@@ -282,5 +284,6 @@ def test_without_positions_a_source_is_a_set():
         model = make_model(positions=positions)
         logits = [run(model, tokens, target) for tokens in (source, turned)]
         assert np.allclose(*logits, atol=1e-5) == equal
-        first = first_step(model, source, target.ids[:, :1])
-        np.testing.assert_allclose(first[:, 0], logits[0][:, 0], atol=1e-5)
+        if equal:
+            first = first_step(model, source, target.ids[:, :1])
+            np.testing.assert_allclose(first[:, 0], logits[0][:, 0], atol=1e-5)
