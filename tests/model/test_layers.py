@@ -1,4 +1,4 @@
-"""Sinusoidal positions and the tied table."""
+"""Products, dropout, sinusoidal positions and the tied table."""
 
 import jax
 import jax.numpy as jnp
@@ -7,8 +7,53 @@ import pytest
 from builders import VOCAB_SIZE, model_parts
 from flax import nnx
 
-from transformer_jax.model.layers import TiedEmbedding, round_parameters, sinusoidal_positions
+from transformer_jax.model.layers import (
+    TiedEmbedding,
+    dropout,
+    product,
+    round_parameters,
+    sinusoidal_positions,
+)
 from transformer_jax.model.masks import sentence_tokens
+
+
+@pytest.mark.parametrize("kernel_shape", [(4, 9), (9, 4), (4, 2, 5)], ids=str)
+def test_gradients_of_products_are_those_of_autodiff(kernel_shape):
+    """Whichever of the two factors is the narrower."""
+    random = np.random.default_rng(0)
+    x = jnp.float32(random.normal(size=(2, 3, kernel_shape[0])))
+    kernel = jnp.float32(random.normal(size=kernel_shape))
+    weights = jnp.float32(random.normal(size=(2, 3, *kernel_shape[1:])))
+
+    def gradients(multiply):
+        return jax.grad(lambda x, kernel: (multiply(x, kernel) * weights).sum(), (0, 1))(x, kernel)
+
+    found, expected = gradients(product), gradients(lambda x, y: jnp.tensordot(x, y, axes=1))
+    jax.tree.map(
+        lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6), found, expected
+    )
+
+
+def test_products_of_bfloat16_have_gradients_of_their_dtype():
+    x, kernel = jnp.ones((2, 3), jnp.bfloat16), jnp.ones((3, 5), jnp.bfloat16)
+    assert product(x, kernel, jnp.float32).dtype == jnp.float32
+    of_x, of_kernel = jax.grad(lambda *args: product(*args, jnp.float32).sum(), (0, 1))(x, kernel)
+    assert of_x.dtype == of_kernel.dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize("impl", ["rbg", "threefry2x32"])
+def test_dropout_keeps_each_element_with_its_probability(impl):
+    """Of an odd number of elements; with each key others, and neighbours independently."""
+    ones = jnp.ones((257, 101))
+    kept = [np.asarray(dropout(ones, 0.3, jax.random.key(seed, impl=impl))) > 0 for seed in (0, 1)]
+    expected = {"first": kept[0], "even": kept[0].ravel()[::2], "odd": kept[0].ravel()[1::2]}
+    for name, part in expected.items():
+        assert part.mean() == pytest.approx(0.7, abs=0.015), name
+    flat = kept[0].ravel()
+    for other in (kept[1].ravel()[:-1], flat[1:]):
+        assert (flat[:-1] & other).mean() == pytest.approx(0.49, abs=0.015)
+    whole = np.asarray(dropout(ones, 0.3, jax.random.key(0, impl=impl)))
+    np.testing.assert_allclose(whole[kept[0]], 1 / 0.7, rtol=1e-4)
 
 
 def test_positions_equal_the_formula():

@@ -1,4 +1,4 @@
-"""Layers that models share: tied embeddings, positions, dropout, products summed in float32."""
+"""Layers that models share: products, dropout, positions and tied embeddings."""
 
 import functools
 import math
