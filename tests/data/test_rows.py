@@ -76,7 +76,7 @@ def test_chosen_shapes_hold_the_longest_pair_in_the_proportion_of_the_sides(
     assert all(length % 8 == 0 for length in shape)
     assert (longest <= shape).all()
     # No more than that takes, and than it takes to hold a few pairs.
-    scale = max(6, *(longest / mean))
+    scale = max(4, *(longest / mean))
     assert (np.array(shape) >= scale * mean - 1e-9).all()
     assert (np.array(shape) < scale * mean + 9).all()
 

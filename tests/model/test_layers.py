@@ -17,18 +17,21 @@ from transformer_jax.model.layers import (
 from transformer_jax.model.masks import sentence_tokens
 
 
-@pytest.mark.parametrize("kernel_shape", [(4, 9), (9, 4), (4, 2, 5)], ids=str)
-def test_gradients_of_products_are_those_of_autodiff(kernel_shape):
+@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize("kernel_shape", [(4, 9), (9, 4), (4, 6, 5)], ids=str)
+def test_gradients_of_products_are_those_of_autodiff(kernel_shape, axis):
     """Whichever of the two factors is the narrower."""
     random = np.random.default_rng(0)
-    x = jnp.float32(random.normal(size=(2, 3, kernel_shape[0])))
+    x = jnp.float32(random.normal(size=(2, 3, kernel_shape[axis])))
     kernel = jnp.float32(random.normal(size=kernel_shape))
-    weights = jnp.float32(random.normal(size=(2, 3, *kernel_shape[1:])))
+    others = [size for i, size in enumerate(kernel_shape) if i != axis]
+    weights = jnp.float32(random.normal(size=(2, 3, *others)))
 
     def gradients(multiply):
         return jax.grad(lambda x, kernel: (multiply(x, kernel) * weights).sum(), (0, 1))(x, kernel)
 
-    found, expected = gradients(product), gradients(lambda x, y: jnp.tensordot(x, y, axes=1))
+    found = gradients(lambda x, kernel: product(x, kernel, axis=axis))
+    expected = gradients(lambda x, kernel: jnp.tensordot(x, kernel, axes=(2, axis)))
     jax.tree.map(
         lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6), found, expected
     )

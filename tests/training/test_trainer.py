@@ -98,7 +98,7 @@ def test_segmentations_are_drawn_anew_in_each_epoch(tmp_path):
 
 
 def test_epochs_of_each_corpus_are_told_with_the_share_of_real_tokens(tmp_path, monkeypatch):
-    config = tiny_config(data=MIXTURE | {"tokens_per_batch": 544})
+    config = tiny_config(data=MIXTURE | {"tokens_per_batch": 712})
     monkeypatch.setattr(trainer_module, "peak_flops", lambda: 1e9)
     monkeypatch.setattr(trainer_module, "peak_memory", lambda: 7)
     trainer = run(config, tmp_path, 6)

@@ -40,42 +40,46 @@ def _backward(equation, arguments, gradient):
 _einsum_float32.defvjp(_forward, _backward)
 
 
-def product(x: jax.Array, kernel: jax.Array, dtype: jnp.dtype | None = None) -> jax.Array:
-    """x [..., D] times a kernel [D, ...] of its dtype, accumulated and returned in `dtype`.
+def product(
+    x: jax.Array, kernel: jax.Array, dtype: jnp.dtype | None = None, axis: int = 0
+) -> jax.Array:
+    """x [..., D] times a kernel of its dtype, accumulated and returned in `dtype`.
 
-    For the kernel's gradient a CPU turns, by a copy, the first factor: here that is the narrower
-    of x and the gradient, and by autodiff always the gradient, even that of the logits.
+    The kernel is [D, ...], or has D on another axis: one turned before would be copied, by a CPU,
+    for each token that is decoded. For the kernel's gradient a CPU turns, by a copy, the first
+    factor: here that is the narrower of x and the gradient, and by autodiff always the gradient,
+    even that of the logits.
     """
-    return checkpoint_name(_product(x, kernel, dtype), PRODUCT)
+    return checkpoint_name(_product(x, kernel, dtype, axis), PRODUCT)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _product(x, kernel, dtype):
-    over_last = ((x.ndim - 1,), (0,)), ((), ())
-    return jax.lax.dot_general(x, kernel, over_last, preferred_element_type=dtype)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _product(x, kernel, dtype, axis):
+    over_model = ((x.ndim - 1,), (axis,)), ((), ())
+    return jax.lax.dot_general(x, kernel, over_model, preferred_element_type=dtype)
 
 
-def _product_forward(x, kernel, dtype):
-    return _product(x, kernel, dtype), (x, kernel)
+def _product_forward(x, kernel, dtype, axis):
+    return _product(x, kernel, dtype, axis), (x, kernel)
 
 
-def _product_backward(_, arguments, gradient):
+def _product_backward(_, axis, arguments, gradient):
     x, kernel = arguments
     gradient = gradient.astype(x.dtype)  # as in `einsum_float32`
     rows, features = tuple(range(x.ndim - 1)), tuple(range(x.ndim - 1, gradient.ndim))
     over_rows = (rows, rows), ((), ())
 
     def gradient_first(x, gradient):
-        return jnp.moveaxis(jax.lax.dot_general(gradient, x, over_rows), -1, 0)
+        return jnp.moveaxis(jax.lax.dot_general(gradient, x, over_rows), -1, axis)
 
     def states_first(x, gradient):
-        return jax.lax.dot_general(x, gradient, over_rows)
+        return jnp.moveaxis(jax.lax.dot_general(x, gradient, over_rows), 0, axis)
 
-    is_narrower = x.shape[-1] <= kernel.size // kernel.shape[0]
+    is_narrower = x.shape[-1] <= kernel.size // x.shape[-1]
     on_cpu = states_first if is_narrower else gradient_first
     of_kernel = jax.lax.platform_dependent(x, gradient, cpu=on_cpu, default=gradient_first)
-    over_features = (features, tuple(range(1, kernel.ndim))), ((), ())
-    return jax.lax.dot_general(gradient, kernel, over_features), of_kernel
+    others = tuple(i for i in range(kernel.ndim) if i != axis)
+    return jax.lax.dot_general(gradient, kernel, ((features, others), ((), ()))), of_kernel
 
 
 _product.defvjp(_product_forward, _product_backward)
@@ -181,7 +185,7 @@ class TiedEmbedding(nnx.Module):
     def logits(self, hidden_BTD: jax.Array) -> jax.Array:
         """[B, T, V] float32 logits of hidden states."""
         table_VD = (self.table if self.rounded is None else self.rounded)[...].astype(self.dtype)
-        logits_BTV = product(hidden_BTD.astype(self.dtype), table_VD.T, jnp.float32)
+        logits_BTV = product(hidden_BTD.astype(self.dtype), table_VD, jnp.float32, axis=1)
         if self.bias is None:
             return logits_BTV
         return logits_BTV + self.bias[...].reshape((1,) * (logits_BTV.ndim - 1) + (-1,))
