@@ -121,7 +121,7 @@ def _bits_on_cpu(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     as long on a CPU.
     """
     count, data = -(-math.prod(shape) // 2), jax.random.key_data(key)
-    if data.shape == (4,):
+    if data.shape == (4,):  # of an "rbg" key
         algorithm = jax.lax.RandomAlgorithm.RNG_THREE_FRY
         words = jax.lax.rng_bit_generator(data, (count,), algorithm=algorithm)[1]
     else:
