@@ -11,7 +11,7 @@ nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp|version:2.6.0; hyper-parameters by 
 - --config.data.batching=bucketed --config.data.num_buckets=8: 10,000 updates in 40 minutes
   (everything cold, a kill -9 and restart in the middle included), a median of 7,835 target
   tokens/s. test: BLEU 39.2, chrF 63.1; valid: BLEU 40.1, chrF 62.9.
-- packed, as it is here (rows of 104 tokens then, of 72 and 64 now), with
+- packed, as it is here (rows of 104 tokens then, of 72 now), with
   --config.training.num_steps=5000: test: BLEU 37.9, chrF 62.0; valid:
   BLEU 38.5, chrF 61.4. Bucketed, as many updates: test 37.0, 61.1; valid 37.6, 60.5.
 """
